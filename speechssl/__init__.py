@@ -1,0 +1,3 @@
+"""speechssl: self-supervised learning of speech and audio."""
+
+__version__ = "0.1.0"
