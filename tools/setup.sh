@@ -47,7 +47,7 @@ elif ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
   # reached, whatever index pip is set to serves the same version.
   "${pip[@]}" --retries 0 --timeout 20 --index-url https://download.pytorch.org/whl/cpu torch 2>/dev/null || "${pip[@]}" torch
 fi
-"${pip[@]}" --editable "$root[$extras]"
+"${pip[@]}" --editable "${root}[${extras}]"
 "$venv/bin/python" - <<'PY'
 import torch, speechssl
 print(f"speechssl {speechssl.__version__}, torch {torch.__version__}, CUDA {torch.cuda.is_available()}")

@@ -1,0 +1,34 @@
+"""Keep a fraction of the cuts, the same ones each time (chosen by a hash of their ids).
+
+    python tools/subset_cuts.py --cuts cuts_train.jsonl.gz --fraction 0.1 --output cuts_train_10.jsonl.gz
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cuts", type=Path, required=True)
+    parser.add_argument("--fraction", type=float, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    with gzip.open(options.cuts, "rt") as lines:
+        rows = [json.loads(line) for line in lines]
+    rows.sort(key=lambda row: hashlib.sha256(row["id"].encode()).digest())
+    rows = sorted(rows[: round(len(rows) * options.fraction)], key=lambda row: row["id"])
+    temporary = options.output.with_suffix(".tmp")
+    with gzip.open(temporary, "wt") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+    os.replace(temporary, options.output)
+    print(f"{len(rows)} cuts, {sum(row['duration'] for row in rows) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
