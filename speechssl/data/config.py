@@ -1,0 +1,106 @@
+"""Options of the data path. Imports no torch, so that `--help` stays fast."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixingConfig:
+    """WavLM's corruption: some utterances get another one, or noise, on top of a part of them."""
+
+    probability: float = 0.2
+    """Share of utterances that are mixed."""
+    noise_probability: float = 0.0
+    """Share of the mixed ones that get noise instead of speech (WavLM Base 0, Base+ 0.1)."""
+    speech_ratio_db: tuple[float, float] = (-5.0, 5.0)
+    """Range of the energy of the utterance over that of the added speech, in dB."""
+    noise_ratio_db: tuple[float, float] = (-5.0, 20.0)
+    """Range of the energy of the utterance over that of the added noise, in dB."""
+    max_overlap: float = 0.5
+    """Longest mixed part, as a share of the utterance."""
+    noise_cuts: str | None = None
+    """Cuts of noise recordings; needed when noise_probability is above 0."""
+    rir_cuts: str | None = None
+    """Cuts of room impulse responses; needed when rir_probability is above 0."""
+    rir_probability: float = 0.0
+    """Share of all utterances whose corrupted view is reverberated before any mixing."""
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "noise_probability", "rir_probability", "max_overlap"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"mixing.{name}: found {value}, want a number in [0, 1]")
+        for name in ("speech_ratio_db", "noise_ratio_db"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"mixing.{name}: found ({low}, {high}), want (low, high)")
+        for share, cuts in (("noise_probability", "noise_cuts"), ("rir_probability", "rir_cuts")):
+            if getattr(self, share) > 0 and getattr(self, cuts) is None:
+                raise ValueError(
+                    f"mixing.{cuts}: found none, but mixing.{share} is {getattr(self, share)}; "
+                    f"give a cuts_*.jsonl.gz, or set mixing.{share} to 0"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to read, and how to make batches of it."""
+
+    train: list[str] = dataclasses.field(default_factory=list)
+    """Cuts to train on: cuts_*.jsonl.gz files, or folders of Lhotse Shar."""
+    valid: list[str] = dataclasses.field(default_factory=list)
+    """Cuts to validate on, in the same forms."""
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Target name -> folder of a label store."""
+    tokenizer: str | None = None
+    """A tokenizer.json; adds the targets "text" and "text_lengths" made from the transcripts.
+    Utterances longer than max_seconds are then dropped, never cropped."""
+    batch_seconds: float = 160.0
+    """Effective batch: audio seconds per optimiser update, over all ranks."""
+    max_batch_seconds: float = 40.0
+    """Audio seconds, padding included, that one rank takes at once; sets the memory needed."""
+    min_seconds: float = 0.4
+    """Shorter cuts are left out of training."""
+    max_seconds: float = 15.6
+    """Longer cuts are cropped or dropped in training."""
+    long: Literal["crop", "drop"] = "crop"
+    """What becomes of cuts above max_seconds: a random crop, or nothing."""
+    num_workers: int = 2
+    """Reading processes per rank; 0 reads in the training process."""
+    prefetch: int = 2
+    """Updates that each reading process keeps ready."""
+    seed: int = 0
+    """Order of the corpus, crops and mixing follow from it."""
+    window: int = 20000
+    """Cuts shuffled and sorted by length together; larger is better shuffled, less padded, and
+    costs a longer start."""
+    max_unreadable: float = 0.05
+    """The run stops when more than this share of the utterances cannot be used."""
+    mixing: MixingConfig | None = None
+    """Adds the view "mixed": corrupted waves; the labels stay those of the clean ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_seconds", "max_batch_seconds", "max_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, want more than 0")
+        if not 0 <= self.min_seconds < self.max_seconds:
+            raise ValueError(
+                f"min_seconds: found {self.min_seconds}, want 0 or more and less than "
+                f"max_seconds, {self.max_seconds}"
+            )
+        if self.max_batch_seconds < self.max_seconds:
+            raise ValueError(
+                f"max_batch_seconds: found {self.max_batch_seconds}, want at least max_seconds, "
+                f"{self.max_seconds}: one batch has to hold the longest utterance"
+            )
+        if self.long not in ("crop", "drop"):
+            raise ValueError(f"long: found {self.long!r}, want crop or drop")
+        if self.window < 1:
+            raise ValueError(f"window: found {self.window}, want 1 or more cuts")
+        for name in ("num_workers", "prefetch"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, want 0 or more")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"max_unreadable: found {self.max_unreadable}, want 0 to 1")
