@@ -1,0 +1,109 @@
+"""A small padding-proof encoder and synthetic batches, so that objectives are tested alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from speechssl.config import EncoderConfig
+from speechssl.contract import IGNORE, Batch, Encoder, EncoderOutput
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FakeConfig(EncoderConfig):
+    dim: int = 32
+    num_layers: int = 2
+
+    def build(self) -> FakeEncoder:
+        return FakeEncoder(self)
+
+
+class FakeEncoder(Encoder):
+    """One convolution per 320 samples, then causal recurrent layers: padding at the end is inert."""
+
+    def __init__(self, config: FakeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dim, self.num_layers, self.hop_samples = config.dim, config.num_layers, 320
+        self.front = nn.Conv1d(1, config.dim, 400, stride=320)
+        self.mask_vector = nn.Parameter(torch.rand(config.dim))
+        self.layers = nn.ModuleList(
+            nn.GRU(config.dim, config.dim, batch_first=True) for _ in range(config.num_layers)
+        )
+
+    def forward(
+        self,
+        wave: Tensor,
+        wave_lengths: Tensor,
+        *,
+        mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> EncoderOutput:
+        front = self.front(wave[:, None]).transpose(1, 2)
+        x = front
+        if mask is not None:
+            x = torch.where(mask[..., None], self.mask_vector, x)
+        if channel_mask is not None:
+            x = x.masked_fill(channel_mask[:, None, :], 0.0)
+        hidden = [x]
+        for layer in self.layers:
+            x = x + layer(x)[0]
+            hidden.append(x)
+        numbers = range(len(hidden)) if layers is None else [i % len(hidden) for i in layers]
+        return EncoderOutput(
+            tuple(hidden[i] for i in numbers),
+            tuple(numbers),
+            self.frame_lengths(wave_lengths),
+            self.frame_rate_hz,
+            front,
+        )
+
+
+def make_batch(
+    encoder: Encoder,
+    seconds: Sequence[float],
+    classes: dict[str, int],
+    *,
+    seed: int = 0,
+    views: Sequence[str] = (),
+) -> Batch:
+    """Noise utterances with random labels; utterance i is the same whatever stands beside it."""
+    waves, labels = [], {name: [] for name in classes}
+    for i, s in enumerate(seconds):
+        random = torch.Generator().manual_seed(seed + i)
+        waves.append(torch.randn(int(s * 16000), generator=random))
+        frames = int(encoder.frame_lengths(torch.tensor([len(waves[-1])])))
+        for name, k in classes.items():
+            labels[name].append(torch.randint(k, (frames,), generator=random))
+    lengths = torch.tensor([len(w) for w in waves])
+    wave = nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    targets = {
+        k: nn.utils.rnn.pad_sequence(v, batch_first=True, padding_value=IGNORE)
+        for k, v in labels.items()
+    }
+    return Batch(
+        wave=wave,
+        wave_lengths=lengths,
+        targets=targets,
+        views=dict.fromkeys(views, wave * 0.5),
+        seeds=torch.arange(len(waves)) + seed,
+        ids=tuple(f"u{seed + i}" for i in range(len(waves))),
+    )
+
+
+def one(batch: Batch, i: int) -> Batch:
+    """Utterance i alone, without padding."""
+    length = int(batch.wave_lengths[i])
+    frames = int((length - 400) // 320 + 1)
+    return Batch(
+        wave=batch.wave[i : i + 1, :length],
+        wave_lengths=batch.wave_lengths[i : i + 1],
+        targets={k: v[i : i + 1, :frames] for k, v in batch.targets.items()},
+        views={k: v[i : i + 1, :length] for k, v in batch.views.items()},
+        seeds=batch.seeds[i : i + 1],
+        ids=batch.ids[i : i + 1],
+    )

@@ -1,0 +1,159 @@
+"""What every objective must satisfy. A new one joins by existing: its config class is found below
+`speechssl.objectives` and built small; one that needs other arguments adds a line to SMALL."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import Any
+
+import pytest
+import torch
+from fakes import FakeConfig, make_batch, one
+
+import speechssl.objectives
+from speechssl.config import ObjectiveConfig
+from speechssl.contract import Batch, Objective
+
+CLASSES = {"km": 8}
+DEFAULTS: dict[str, Any] = {"encoder": FakeConfig(), "classes": CLASSES, "final_dim": 32}
+SMALL: dict[str, dict[str, Any]] = {}
+"""Config class name -> further arguments for a small one."""
+WHOLE_BATCH: set[str] = set()
+"""Objectives whose loss of a batch is by design no sum over utterances (in-batch negatives)."""
+
+
+def _found() -> list[type[ObjectiveConfig]]:
+    found = []
+    for info in pkgutil.iter_modules(speechssl.objectives.__path__):
+        module = importlib.import_module(f"speechssl.objectives.{info.name}")
+        for value in vars(module).values():
+            if (
+                isinstance(value, type)
+                and issubclass(value, ObjectiveConfig)
+                and value is not ObjectiveConfig
+                and value.__module__ == module.__name__
+            ):
+                found.append(value)
+    return found
+
+
+FOUND = _found()
+every = pytest.mark.parametrize("kind", FOUND, ids=lambda k: k.__name__)
+
+
+def build(kind: type[ObjectiveConfig], **changes: Any) -> Objective:
+    torch.manual_seed(1)
+    names = {f.name for f in dataclasses.fields(kind)}
+    given = {k: v for k, v in DEFAULTS.items() if k in names}
+    return kind(**(given | SMALL.get(kind.__name__, {}) | changes)).build()
+
+
+def batch_for(objective: Objective, seconds: tuple[float, ...] = (1.3, 0.8, 2.0)) -> Batch:
+    return make_batch(objective.encoder, seconds, CLASSES, views=["mixed"])
+
+
+def test_the_first_two_objectives_are_found() -> None:
+    assert {"HubertConfig", "WavLMConfig"} <= {k.__name__ for k in FOUND}
+
+
+@every
+def test_the_loss_is_a_finite_sum_with_a_count_and_pairs_to_log(kind: Any) -> None:
+    objective = build(kind)
+    loss = objective(batch_for(objective))
+    assert loss.total.dtype == torch.float32 and loss.total.ndim == 0
+    assert torch.isfinite(loss.total) and loss.count > 0
+    assert loss.logs
+    for total, count in loss.logs.values():
+        assert not total.requires_grad and torch.isfinite(total) and count.ndim == 0
+
+
+@every
+def test_gradient_reaches_every_trainable_parameter(kind: Any) -> None:
+    objective = build(kind)
+    objective(batch_for(objective)).total.backward()
+    dead = [
+        name
+        for name, p in objective.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
+    assert dead == []
+
+
+@every
+def test_the_loss_of_a_batch_is_the_sum_over_its_utterances(kind: Any) -> None:
+    if kind.__name__ in WHOLE_BATCH:
+        pytest.skip("in-batch negatives")
+    objective = build(kind).eval()
+    batch = batch_for(objective)
+    whole = objective(batch)
+    alone = [objective(one(batch, i)) for i in range(len(batch))]
+    assert float(whole.total) == pytest.approx(sum(float(x.total) for x in alone), rel=1e-5)
+    assert float(whole.count) == sum(float(x.count) for x in alone)
+
+
+@every
+def test_padding_is_inert(kind: Any) -> None:
+    objective = build(kind).eval()
+    batch = batch_for(objective)
+    more = 3 * 320
+    longer = dataclasses.replace(
+        batch,
+        wave=torch.nn.functional.pad(batch.wave, (0, more)),
+        views={k: torch.nn.functional.pad(v, (0, more)) for k, v in batch.views.items()},
+        targets={
+            k: torch.nn.functional.pad(v, (0, 3), value=-100) for k, v in batch.targets.items()
+        },
+    )
+    assert float(objective(longer).total) == pytest.approx(float(objective(batch).total), rel=1e-6)
+
+
+@every
+def test_the_same_batch_and_weights_give_the_same_loss(kind: Any) -> None:
+    objective = build(kind).eval()
+    batch = batch_for(objective)
+    assert float(objective(batch).total) == float(objective(batch).total)
+
+
+@every
+def test_bf16_autocast_gives_nearly_the_same_loss(kind: Any) -> None:
+    objective = build(kind).eval()
+    batch = batch_for(objective)
+    exact = float(objective(batch).total)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = objective(batch)
+    assert rough.total.dtype == torch.float32
+    assert float(rough.total) == pytest.approx(exact, rel=0.02)
+
+
+@every
+def test_after_update_sets_the_step(kind: Any) -> None:
+    objective = build(kind)
+    objective.after_update(12)
+    assert int(objective.step) == 12
+
+
+@every
+def test_training_on_ten_utterances_lowers_the_loss(kind: Any) -> None:
+    objective = build(kind)
+    batch = make_batch(objective.encoder, [0.5] * 10, CLASSES, views=["mixed"])
+    optimiser = torch.optim.Adam(objective.parameters(), lr=3e-3)
+    losses = []
+    for step in range(25):
+        loss = objective(batch)
+        optimiser.zero_grad()
+        (loss.total / loss.count).backward()
+        optimiser.step()
+        objective.after_update(step + 1)
+        losses.append(float(loss.total / loss.count))
+    assert losses[-1] < losses[0] - 0.02
+
+
+@every
+def test_its_configuration_survives_a_round_trip(kind: Any) -> None:
+    from speechssl.config import to_dict
+
+    config = build(kind).config
+    assert to_dict(config)["class_path"].startswith("speechssl.objectives.")
+    assert dataclasses.replace(config) == config
