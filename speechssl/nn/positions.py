@@ -1,0 +1,89 @@
+"""Positions: the convolutional embedding of wav2vec 2.0 and WavLM's bucketed relative bias.
+
+Shape legend: B utterances, T frames, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PositionalConv(nn.Module):
+    """GELU of a grouped convolution over time whose weight is normed per tap: (B, T, D) -> same.
+
+    The weight is g * v / |v|, with the length taken over both channel axes for each of the
+    kernel's taps. `g` is (1, 1, kernel), `v` (D, D / groups, kernel).
+
+    Source: Baevski et al., 2020, section 2; fairseq `make_conv_pos`.
+    """
+
+    def __init__(self, dim: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.kernel, self.groups = kernel, groups
+        self.v = nn.Parameter(torch.empty(dim, dim // groups, kernel))
+        self.g = nn.Parameter(torch.empty(1, 1, kernel))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        nn.init.normal_(self.v, std=math.sqrt(4 / (kernel * dim)))
+        with torch.no_grad():
+            self.g.copy_(self.v.norm(dim=(0, 1), keepdim=True))
+
+    def weight(self) -> Tensor:
+        v = self.v.float()
+        return v * (self.g.float() / v.norm(dim=(0, 1), keepdim=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv1d(
+            x.transpose(1, 2),
+            self.weight(),
+            self.bias,
+            padding=self.kernel // 2,
+            groups=self.groups,
+        )
+        # An even kernel yields one frame more than it was given.
+        return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)
+
+
+def relative_bucket(offset: Tensor, buckets: int, max_distance: int) -> Tensor:
+    """Bucket of each offset (key frame - query frame), in [0, buckets).
+
+    Half of the buckets serve each sign; in a half, the first half holds one distance each and the
+    rest is logarithmic up to `max_distance`, where the last bucket takes all that is beyond.
+
+    Source: Chen et al., 2022 (WavLM), section 3.1; Raffel et al., 2020, for the scheme.
+    """
+    half = buckets // 2
+    exact = half // 2
+    distance = offset.abs()
+    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (ratio * (half - exact)).long()).clamp(max=half - 1)
+    return torch.where(distance < exact, distance, far) + (offset > 0) * half
+
+
+class RelativeBias(nn.Module):
+    """The table of the relative position bias: one value per bucket and head.
+
+    It belongs to the encoder and is looked up once per forward; layers only gate it, so any of
+    them may be dropped.
+    """
+
+    def __init__(self, buckets: int, max_distance: int, heads: int) -> None:
+        super().__init__()
+        self.buckets, self.max_distance = buckets, max_distance
+        self.table = nn.Parameter(torch.empty(buckets, heads))
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, frames: int) -> Tensor:
+        """(H, 2 * frames - 1): the bias of each offset from -(frames - 1) to frames - 1."""
+        offset = torch.arange(1 - frames, frames, device=self.table.device)
+        return self.table[relative_bucket(offset, self.buckets, self.max_distance)].t()
+
+
+def expand_offsets(bias: Tensor) -> Tensor:
+    """(H, 2T - 1) bias per offset -> (H, T, T) bias per query and key."""
+    frames = (bias.shape[1] + 1) // 2
+    index = torch.arange(frames, device=bias.device)
+    return bias[:, index[None, :] - index[:, None] + frames - 1]
