@@ -1,3 +1,26 @@
-"""speechssl: self-supervised learning of speech and audio."""
+"""speechssl: self-supervised learning of speech and audio.
+
+>>> import speechssl
+>>> model = speechssl.load("exp/hubert_it2")
+>>> features = model.extract(["a.flac", "b.wav"], layers=[6, 9])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from speechssl.hub.model import Model
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(path: str | Path, device: Any = "cpu") -> Model:
+    """Open a model for use: an own experiment folder or a transformers folder; see hub.load."""
+    # Torch is imported when a model is wanted, not by `import speechssl`.
+    from speechssl.hub.load import load as open_for_use
+
+    return open_for_use(path, device)

@@ -1,0 +1,182 @@
+"""Whatever a person calls audio -> one mono float32 wave at the encoder's rate.
+
+Accepted items: a path; an array or tensor with its sample rate; a pair (array, rate); an
+`AudioItem`, which reads itself when its turn comes. Integer samples are scaled to [-1, 1),
+channels are averaged, other rates are resampled (soxr, high quality).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+Wave: TypeAlias = np.ndarray
+"""(L,) float32, mono, at the encoder's sample rate."""
+
+MAX_CHANNELS = 32
+AUDIO_ENDINGS = frozenset(
+    {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf"}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioItem:
+    """Audio that is read late. read: () -> (samples in any accepted form, sample rate in Hz)."""
+
+    id: str
+    read: Callable[[], tuple[Any, int]]
+
+
+def to_wave(samples: Any, sample_rate: int, *, want_rate: int, name: str = "audio") -> Wave:
+    """Convert samples to a (L,) float32 mono wave at `want_rate`.
+
+    samples: (L,), (channels, L) or (L, channels), integer or float; the shorter axis of two is
+        taken for the channels.
+    Raises ValueError for an empty, non-finite or more than two-dimensional array, and for a
+        sample rate that is none.
+    """
+    x = samples.detach().cpu() if isinstance(samples, torch.Tensor) else samples
+    if isinstance(x, torch.Tensor):
+        x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    x = _as_float(np.asarray(x), name)
+    rate = int(sample_rate)
+    if rate <= 0 or rate != sample_rate:
+        raise ValueError(f"{name}: found sample rate {sample_rate!r}, want a whole number of Hz")
+    x = _mono(x, name)
+    if x.size == 0:
+        raise ValueError(f"{name}: found no samples, want at least one")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name}: found NaN or infinite samples, want finite ones")
+    if rate != want_rate:
+        import soxr
+
+        x = soxr.resample(x, rate, want_rate, quality="HQ")
+    return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def _as_float(x: np.ndarray, name: str) -> np.ndarray:
+    if x.dtype.kind == "f":
+        return x.astype(np.float32, copy=False)
+    if x.dtype.kind == "i":
+        return (x / float(2 ** (8 * x.dtype.itemsize - 1))).astype(np.float32)
+    if x.dtype == np.uint8:
+        return (x.astype(np.float32) - 128.0) / 128.0
+    raise ValueError(
+        f"{name}: found samples of type {x.dtype}, want signed integer, uint8 or float"
+    )
+
+
+def _mono(x: np.ndarray, name: str) -> np.ndarray:
+    if x.ndim == 1:
+        return x
+    if x.ndim != 2:
+        raise ValueError(
+            f"{name}: found an array of shape {x.shape}, want (samples,), (channels, samples) or "
+            "(samples, channels); pass several utterances as a list"
+        )
+    axis = int(np.argmin(x.shape))
+    if x.shape[axis] > MAX_CHANNELS:
+        raise ValueError(
+            f"{name}: found an array of shape {x.shape}, want at most {MAX_CHANNELS} channels; "
+            "pass several utterances as a list"
+        )
+    return x.mean(axis=axis, dtype=np.float32)
+
+
+def read_file(path: str | Path) -> tuple[np.ndarray, int]:
+    """Samples (L, channels) float32 and the sample rate of a file that libsndfile reads.
+
+    Raises ValueError, naming the file, if it is absent or cannot be decoded.
+    """
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: found no such file")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        size = path.stat().st_size
+        raise ValueError(
+            f"{path}: cannot be decoded ({size} bytes): {str(error).strip()}"
+        ) from None
+    return samples, rate
+
+
+def as_item(item: Any, number: int, sample_rate: int | None) -> AudioItem:
+    """Any accepted item as an `AudioItem`; `number` names those that have no name."""
+    if isinstance(item, AudioItem):
+        return item
+    if isinstance(item, str | os.PathLike):
+        path = Path(item)
+        return AudioItem(str(path), lambda: read_file(path))
+    if _is_pair(item):
+        array, rate = item
+    elif isinstance(item, np.ndarray | torch.Tensor):
+        array, rate = item, sample_rate
+    else:
+        raise ValueError(
+            f"item {number}: found {type(item).__name__}, want a path, an array or tensor, or a "
+            "pair (array, sample rate)"
+        )
+    if rate is None:
+        raise ValueError(
+            f"item {number}: found an array without its sample rate; pass sample_rate=..., or "
+            "pairs (array, rate)"
+        )
+    return AudioItem(str(number), lambda: (array, rate))
+
+
+def _is_pair(item: Any) -> bool:
+    """Whether this is (array, sample rate)."""
+    if not isinstance(item, tuple) or len(item) != 2:
+        return False
+    return isinstance(item[0], np.ndarray | torch.Tensor) and isinstance(
+        item[1], int | float | np.integer
+    )
+
+
+def as_items(items: Any, sample_rate: int | None) -> Iterator[AudioItem]:
+    """`as_item` over one item or an iterable of them.
+
+    A single array of two dimensions is one recording with channels, not a batch.
+    """
+    one = isinstance(items, str | os.PathLike | np.ndarray | torch.Tensor | AudioItem)
+    if one or _is_pair(items):
+        items = [items]
+    elif not isinstance(items, Iterable):
+        raise ValueError(f"items: found {type(items).__name__}, want a list of paths or arrays")
+    for number, item in enumerate(items):
+        yield as_item(item, number, sample_rate)
+
+
+def find_audio(patterns: Iterable[str]) -> list[Path]:
+    """Files that the patterns name: a file, a folder (searched below), or a glob; sorted, once each.
+
+    Raises ValueError for a pattern that matches nothing.
+    """
+    import glob
+
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_ENDINGS)
+        else:
+            matches = sorted(Path(p) for p in glob.glob(pattern, recursive=True))
+            matches = [p for p in matches if p.is_file()]
+        if not matches:
+            raise ValueError(
+                f"audio: {pattern!r} matches no audio file; want a file, a folder with "
+                f"{', '.join(sorted(AUDIO_ENDINGS)[:5])}, ... below it, or a glob"
+            )
+        found.update(dict.fromkeys(matches))
+    return list(found)
