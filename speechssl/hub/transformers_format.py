@@ -1,0 +1,331 @@
+"""Model folders of transformers (config.json with safetensors or .bin): read and write, strictly.
+
+Covers HuBERT and WavLM, and the models that share HuBERT's module tree: wav2vec 2.0, UniSpeech
+and UniSpeech-SAT. transformers itself is not needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechssl.encoders.transformer import TransformerConfig
+
+PREFIXES = {
+    "hubert": "hubert.",
+    "wavlm": "wavlm.",
+    "wav2vec2": "wav2vec2.",
+    "unispeech": "unispeech.",
+    "unispeech-sat": "unispeech_sat.",
+}
+
+PRETRAINING_TENSORS = (
+    "quantizer.",
+    "project_q.",
+    "project_hid.",
+    "final_proj.",
+    "speaker_proj.",
+    "label_embeddings_concat",
+    "layer_norm_for_extract.",
+    "ctc_proj.",
+)
+"""Tensors of pretraining heads; they are left out knowingly. Any other unknown one is an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CtcTensors:
+    """A CTC head: weight (V, D), bias (V,), the index of blank, and symbol -> index if given."""
+
+    weight: Tensor
+    bias: Tensor
+    blank: int
+    vocabulary: Mapping[str, int] | None
+
+
+def read_transformers(
+    folder: str | Path,
+) -> tuple[TransformerConfig, dict[str, Tensor], CtcTensors | None]:
+    """Return the configuration, the encoder's state dict in our names, and the CTC head if any.
+
+    Raises `ValueError` if the architecture is not one that we compute exactly, or naming each
+    tensor that is missing, left over, or of another shape. Nothing is unpickled.
+    """
+    folder = Path(folder)
+    values = _read_json(folder / "config.json")
+    kind = values.get("model_type")
+    if kind not in PREFIXES:
+        raise ValueError(
+            f"{folder}/config.json: found model_type {kind!r}, want one of {', '.join(PREFIXES)}"
+        )
+    config = _to_config(values, _preprocessor(folder), str(folder))
+    found = {_plain_name(k, PREFIXES[kind]): v for k, v in _read_tensors(folder).items()}
+    head = _take_head(found, folder, values)
+    found = {k: v for k, v in found.items() if not k.startswith(PRETRAINING_TENSORS)}
+    state = _to_ours(found, config, values, str(folder))
+    _check_shapes(state, config, str(folder))
+    return config, state, head
+
+
+def write_transformers(
+    folder: str | Path, config: TransformerConfig, state: Mapping[str, Tensor]
+) -> None:
+    """Write a folder that transformers' `HubertModel` or `WavLMModel.from_pretrained` opens.
+
+    Raises `ValueError` if the encoder has no counterpart there (a log-mel front end).
+    """
+    from safetensors.torch import save_file
+
+    values = _from_config(config)
+    theirs: dict[str, Tensor] = {}
+    for ours, names in _names(config):
+        parts = state[ours].chunk(len(names)) if len(names) > 1 else (state[ours],)
+        theirs |= {k: v.detach().cpu().contiguous().clone() for k, v in zip(names, parts)}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    processor = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": 16000,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "do_normalize": config.normalize_wave,
+        "return_attention_mask": True,
+    }
+    save_file(theirs, folder / "model.safetensors.tmp", metadata={"format": "pt"})
+    os.replace(folder / "model.safetensors.tmp", folder / "model.safetensors")
+    for name, content in (("preprocessor_config", processor), ("config", values)):
+        temporary = folder / f"{name}.json.tmp"
+        temporary.write_text(json.dumps(content, indent=2))
+        os.replace(temporary, folder / f"{name}.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: found no {path.name}, want a folder of transformers")
+    return json.loads(path.read_text())
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    path = folder / "preprocessor_config.json"
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    if (folder / "model.safetensors").is_file():
+        return load_file(folder / "model.safetensors")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        state: dict[str, Tensor] = {}
+        for name in sorted(set(_read_json(index)["weight_map"].values())):
+            state |= load_file(folder / Path(name).name)
+        return state
+    if (folder / "pytorch_model.bin").is_file():
+        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    raise ValueError(f"{folder}: found no model.safetensors and no pytorch_model.bin, want one")
+
+
+def _plain_name(name: str, prefix: str) -> str:
+    name = name.removeprefix(prefix)
+    name = name.replace("pos_conv_embed.conv.weight_g", f"{_POS}.original0")
+    return name.replace("pos_conv_embed.conv.weight_v", f"{_POS}.original1")
+
+
+_POS = "pos_conv_embed.conv.parametrizations.weight"
+
+
+def _take_head(
+    found: dict[str, Tensor], folder: Path, values: Mapping[str, Any]
+) -> CtcTensors | None:
+    if "lm_head.weight" not in found:
+        return None
+    vocabulary = None
+    if (folder / "vocab.json").is_file():
+        vocabulary = _read_json(folder / "vocab.json")
+    return CtcTensors(
+        found.pop("lm_head.weight"),
+        found.pop("lm_head.bias"),
+        int(values.get("pad_token_id") or 0),
+        vocabulary,
+    )
+
+
+_REQUIRED = {
+    "feat_extract_activation": "gelu",
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "add_adapter": False,
+    "adapter_attn_dim": None,
+}
+"""Settings that the encoder computes in one way only; the values are transformers' defaults."""
+
+
+def _to_config(
+    values: Mapping[str, Any], processor: Mapping[str, Any], source: str
+) -> TransformerConfig:
+    for key, wanted in _REQUIRED.items():
+        if values.get(key, wanted) != wanted:
+            raise ValueError(
+                f"{source}/config.json: {key}: found {values[key]!r}, want {wanted!r}, the only "
+                "one that this encoder computes"
+            )
+
+    def need(key: str) -> Any:
+        if key not in values:
+            raise ValueError(f"{source}/config.json: found no {key}, which is never guessed")
+        return values[key]
+
+    widths = set(need("conv_dim"))
+    if len(widths) != 1:
+        raise ValueError(
+            f"{source}/config.json: conv_dim: found {need('conv_dim')}, want one width"
+        )
+    pre_norm = bool(need("do_stable_layer_norm"))
+    norm = need("feat_extract_norm")
+    wavlm = values["model_type"] == "wavlm"
+    return TransformerConfig(
+        front_norm=norm,
+        front_dim=widths.pop(),
+        conv_kernels=tuple(need("conv_kernel")),
+        conv_strides=tuple(need("conv_stride")),
+        conv_bias=bool(need("conv_bias")),
+        normalize_wave=bool(processor.get("do_normalize", norm == "layer")),
+        layers=need("num_hidden_layers"),
+        dim=need("hidden_size"),
+        ffn_dim=need("intermediate_size"),
+        heads=need("num_attention_heads"),
+        pre_norm=pre_norm,
+        dropout=float(values.get("hidden_dropout", 0.1)),
+        attention_dropout=float(values.get("attention_dropout", 0.1)),
+        activation_dropout=float(values.get("activation_dropout", 0.1)),
+        input_dropout=float(values.get("feat_proj_dropout", 0.0)),
+        layerdrop=float(values.get("layerdrop", 0.1)),
+        conv_gradient_scale=1.0 if pre_norm else 0.1,
+        pos_conv_kernel=need("num_conv_pos_embeddings"),
+        pos_conv_groups=need("num_conv_pos_embedding_groups"),
+        relative_buckets=need("num_buckets") if wavlm else 0,
+        relative_max_distance=need("max_bucket_distance") if wavlm else 800,
+    )
+
+
+def _from_config(config: TransformerConfig) -> dict[str, Any]:
+    if config.front_end != "wave":
+        raise ValueError(
+            f"front_end: found {config.front_end}, want wave; transformers has no counterpart"
+        )
+    count = len(config.conv_kernels)
+    wavlm = config.relative_buckets > 0
+    values: dict[str, Any] = {
+        "architectures": ["WavLMModel" if wavlm else "HubertModel"],
+        "model_type": "wavlm" if wavlm else "hubert",
+        "feat_extract_norm": config.front_norm,
+        "conv_dim": [config.front_dim] * count,
+        "conv_kernel": list(config.conv_kernels),
+        "conv_stride": list(config.conv_strides),
+        "conv_bias": config.conv_bias,
+        "num_feat_extract_layers": count,
+        "num_hidden_layers": config.layers,
+        "hidden_size": config.dim,
+        "intermediate_size": config.ffn_dim,
+        "num_attention_heads": config.heads,
+        "do_stable_layer_norm": config.pre_norm,
+        "hidden_dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
+        "activation_dropout": config.activation_dropout,
+        "feat_proj_dropout": config.input_dropout,
+        "layerdrop": config.layerdrop,
+        "num_conv_pos_embeddings": config.pos_conv_kernel,
+        "num_conv_pos_embedding_groups": config.pos_conv_groups,
+        "feat_extract_activation": "gelu",
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+    }
+    if wavlm:
+        values["num_buckets"] = config.relative_buckets
+        values["max_bucket_distance"] = config.relative_max_distance
+    return values
+
+
+def _names(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Our tensor names, each with theirs; several where ours is their concatenation."""
+
+    def pair(ours: str, theirs: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+        for leaf in ("weight", "bias"):
+            yield f"{ours}.{leaf}", (f"{theirs}.{leaf}",)
+
+    for i in range(len(config.conv_kernels)):
+        ours, theirs = f"front.layers.{i}", f"feature_extractor.conv_layers.{i}"
+        yield f"{ours}.weight", (f"{theirs}.conv.weight",)
+        if config.conv_bias:
+            yield f"{ours}.bias", (f"{theirs}.conv.bias",)
+        if i == 0 or config.front_norm == "layer":
+            yield from pair(f"{ours}.norm", f"{theirs}.layer_norm")
+    yield from pair("front_norm", "feature_projection.layer_norm")
+    yield from pair("projection", "feature_projection.projection")
+    yield "mask_emb", ("masked_spec_embed",)
+    yield "pos_conv.g", (f"encoder.{_POS}.original0",)
+    yield "pos_conv.v", (f"encoder.{_POS}.original1",)
+    yield "pos_conv.bias", ("encoder.pos_conv_embed.conv.bias",)
+    yield from pair("layer_norm", "encoder.layer_norm")
+    if config.relative_buckets:
+        yield "relative_bias.table", ("encoder.layers.0.attention.rel_attn_embed.weight",)
+    for i in range(config.layers):
+        ours, theirs = f"layers.{i}", f"encoder.layers.{i}"
+        for leaf in ("weight", "bias"):
+            yield (
+                f"{ours}.attention.qkv.{leaf}",
+                tuple(f"{theirs}.attention.{x}_proj.{leaf}" for x in "qkv"),
+            )
+        yield from pair(f"{ours}.attention.out", f"{theirs}.attention.out_proj")
+        yield from pair(f"{ours}.attention_norm", f"{theirs}.layer_norm")
+        yield from pair(f"{ours}.fc1", f"{theirs}.feed_forward.intermediate_dense")
+        yield from pair(f"{ours}.fc2", f"{theirs}.feed_forward.output_dense")
+        yield from pair(f"{ours}.ffn_norm", f"{theirs}.final_layer_norm")
+        if config.relative_buckets:
+            gate = f"{theirs}.attention.gru_rel_pos"
+            yield f"{ours}.attention.gate.scale", (f"{gate}_const",)
+            yield from pair(f"{ours}.attention.gate.projection", f"{gate}_linear")
+
+
+def _to_ours(
+    found: dict[str, Tensor], config: TransformerConfig, values: Mapping[str, Any], source: str
+) -> dict[str, Tensor]:
+    # transformers leaves the mask vector out of a model whose config never masks.
+    masks = values.get("mask_time_prob", 0.05) > 0 or values.get("mask_feature_prob", 0.0) > 0
+    if "masked_spec_embed" not in found and not masks:
+        generator = torch.Generator().manual_seed(0)
+        found["masked_spec_embed"] = torch.rand(config.dim, generator=generator)
+    table = list(_names(config))
+    wanted = {name for _, names in table for name in names}
+    faults = [f"missing {k}" for k in sorted(wanted - found.keys())]
+    faults += [f"unexpected {k} {tuple(found[k].shape)}" for k in sorted(found.keys() - wanted)]
+    if faults:
+        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" * (len(faults) > 8))
+        raise ValueError(f"{source} does not hold the model of its config.json: {shown}")
+    return {
+        ours: (torch.cat([found[k] for k in names]) if len(names) > 1 else found[names[0]]).float()
+        for ours, names in table
+    }
+
+
+def _check_shapes(state: Mapping[str, Tensor], config: TransformerConfig, source: str) -> None:
+    with torch.device("meta"):
+        own = config.build().state_dict()
+    names = dict(_names(config))
+    faults = [
+        f"{' + '.join(names[k])}: found {tuple(v.shape)}, want {tuple(own[k].shape)}"
+        for k, v in state.items()
+        if v.shape != own[k].shape
+    ]
+    if faults:
+        raise ValueError(f"{source} does not hold the model of its config.json: {faults[:8]}")

@@ -1,0 +1,178 @@
+"""transformers' HuBERT and WavLM are the reference: same weights, same hidden states."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from speechssl.encoders.transformer import TransformerConfig
+from speechssl.hub.transformers_format import read_transformers, write_transformers
+
+transformers = pytest.importorskip("transformers")
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "base": {"feat_extract_norm": "group", "do_stable_layer_norm": False},
+    "large": {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
+    "large_bias": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
+}
+
+
+def their_model(family: str, shape: str) -> Any:
+    config = getattr(transformers, f"{family}Config")(
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        intermediate_size=192,
+        conv_dim=[48] * 7,
+        **SHAPES[shape],
+    )
+    torch.manual_seed(1)
+    model = getattr(transformers, f"{family}Model")(config).eval()
+    # Norms and gates start as identities: random values show a swapped or forgotten one.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "rel_" in name or name.endswith("bias"):
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def our_model(folder: Path) -> Any:
+    config, state, _ = read_transformers(folder)
+    model = config.build().eval()
+    model.load_state_dict(state)
+    return model
+
+
+def their_states(model: Any, wave: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        output = model(wave, attention_mask=mask, output_hidden_states=True)
+    # Some versions list the last layer of a pre-norm model before the encoder's norm.
+    return (*output.hidden_states[:-1], output.last_hidden_state)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("family", ["Hubert", "WavLM", "Wav2Vec2", "UniSpeechSat"])
+def test_every_hidden_state_equals_theirs(family: str, shape: str, tmp_path: Path) -> None:
+    model = their_model(family, shape)
+    model.save_pretrained(tmp_path)
+    wave = torch.randn(1, 20000)
+    want = their_states(model, wave)
+    ours = our_model(tmp_path)
+    # Their processor does the normalisation of the wave; it is not part of their model.
+    object.__setattr__(ours.config, "normalize_wave", False)
+    with torch.no_grad():
+        got = ours(wave, torch.tensor([20000])).hidden
+    assert len(got) == len(want) == 4
+    for a, b in zip(got, want):
+        assert (a - b).abs().max() < 1e-4
+
+
+def test_a_padded_batch_equals_single_utterances_where_theirs_does_not(tmp_path: Path) -> None:
+    model = their_model("Hubert", "base")
+    model.save_pretrained(tmp_path)
+    ours = our_model(tmp_path)
+    lengths = torch.tensor([24000, 9000])
+    wave = torch.randn(2, 24000)
+    wave[1, 9000:] = 0
+    with torch.no_grad():
+        batch = ours(wave, lengths).hidden
+        single = ours(wave[1:, :9000], lengths[1:]).hidden
+    frames = single[0].shape[1]
+    assert all((a[1, :frames] - b[0]).abs().max() < 1e-5 for a, b in zip(batch, single))
+    keep = (torch.arange(24000)[None] < lengths[:, None]).long()
+    theirs = their_states(model, wave, keep)[-1][1, :frames]
+    theirs_alone = their_states(model, wave[1:, :9000])[-1][0]
+    assert (theirs_alone - single[-1][0]).abs().max() < 1e-4
+    difference = float((theirs - theirs_alone).abs().max())
+    print(f"padding moves transformers' features by up to {difference:.3g}")
+    assert difference > 1e-2
+
+
+@pytest.mark.parametrize(("family", "shape"), [("Hubert", "base"), ("WavLM", "large")])
+def test_writing_what_was_read_gives_the_same_tensors(
+    family: str, shape: str, tmp_path: Path
+) -> None:
+    model = their_model(family, shape)
+    model.save_pretrained(tmp_path / "theirs")
+    config, state, _ = read_transformers(tmp_path / "theirs")
+    write_transformers(tmp_path / "again", config, state)
+    config_again, state_again, _ = read_transformers(tmp_path / "again")
+    assert config_again == config
+    assert state.keys() == state_again.keys()
+    assert all(torch.equal(state[k], state_again[k]) for k in state)
+    theirs = type(model).from_pretrained(tmp_path / "again").eval()
+    wave = torch.randn(1, 5000)
+    for a, b in zip(their_states(theirs, wave), their_states(model, wave)):
+        assert torch.equal(a, b)
+
+
+def test_old_files_with_weight_g_and_a_prefix_are_read(tmp_path: Path) -> None:
+    model = their_model("Hubert", "base")
+    model.save_pretrained(tmp_path)
+    _, want, _ = read_transformers(tmp_path)
+    state = {}
+    for name, value in model.state_dict().items():
+        name = name.replace("parametrizations.weight.original0", "weight_g")
+        name = name.replace("parametrizations.weight.original1", "weight_v")
+        state[f"hubert.{name}"] = value
+    state |= {"lm_head.weight": torch.randn(5, 96), "lm_head.bias": torch.zeros(5)}
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "A": 1}))
+    _, got, head = read_transformers(tmp_path)
+    assert all(torch.equal(want[k], got[k]) for k in want)
+    assert head is not None
+    assert torch.equal(head.weight, state["lm_head.weight"])
+    assert head.vocabulary == {"<pad>": 0, "A": 1}
+
+
+def test_missing_and_left_over_tensors_are_named(tmp_path: Path) -> None:
+    model = their_model("Hubert", "base")
+    model.save_pretrained(tmp_path)
+    state = dict(model.state_dict())
+    state["surplus.weight"] = state.pop("encoder.layers.1.attention.q_proj.weight")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"missing encoder\.layers\.1\.attention\.q_proj\.weight"):
+        read_transformers(tmp_path)
+    with pytest.raises(ValueError, match=r"unexpected surplus\.weight"):
+        read_transformers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", None),
+        ("conv_pos_batch_norm", True),
+        ("hidden_act", "relu"),
+        ("model_type", "bert"),
+    ],
+)
+def test_an_architecture_that_is_not_ours_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    their_model("Hubert", "base").save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    if value is None:
+        del values[key]
+    else:
+        values[key] = value
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=key):
+        read_transformers(tmp_path)
+
+
+def test_a_log_mel_encoder_cannot_be_written(tmp_path: Path) -> None:
+    config = TransformerConfig(front_end="log_mel", layers=1, dim=32, ffn_dim=32, heads=2)
+    with pytest.raises(ValueError, match="front_end"):
+        write_transformers(tmp_path, config, {})
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    their_model("Hubert", "base").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        read_transformers(tmp_path)
