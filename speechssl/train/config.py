@@ -1,0 +1,103 @@
+"""Options of a training run. Imports no torch, so that `--help` stays fast."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to optimise; what to optimise is the objective's or the head's own configuration."""
+
+    steps: int = 10_000
+    """Optimiser updates to make in all."""
+    learning_rate: float = 5e-4
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "tri_stage", "constant"] = "linear"
+    """Shape of the learning rate after its warm-up: linear or cosine decay to
+    `final_scale` x peak at the last step; tri_stage: warm-up, hold, exponential decay;
+    constant."""
+    warmup_fraction: float = 0.08
+    """Share of the steps that warm up linearly (HuBERT 0.08; tri_stage recipes 0.1)."""
+    hold_fraction: float = 0.4
+    """tri_stage: share of the steps at the peak (fairseq 0.4); the rest decays."""
+    initial_scale: float = 0.0
+    """The warm-up starts from this share of the peak (fairseq's tri_stage: 0.01)."""
+    final_scale: float = 0.0
+    """The decay ends at this share of the peak (fairseq's tri_stage: 0.05)."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """adamw: decay decoupled from the gradient, as fairseq's `adam` in truth has it;
+    adam: decay added to the gradient (L2)."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Adam's decay rates."""
+    eps: float = 1e-6
+    """Adam's epsilon."""
+    weight_decay: float = 0.01
+    """Weight decay, per unit of learning rate."""
+    decay_norms_and_biases: bool = True
+    """False: no weight decay on one-dimensional parameters (fairseq decays all)."""
+    encoder_rate_scale: float = 1.0
+    """The encoder's learning rate relative to that of the other parameters."""
+    clip_norm: float = 10.0
+    """Largest norm of the gradient, which is per scored item; 0: do not clip."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast of the forward pass; weights and optimiser stay in float32."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights, for validation and export."""
+    valid_every: int = 500
+    """Updates between validations; 0: only after the last update."""
+    save_every: int = 500
+    """Updates between checkpoints; the last update is always saved."""
+    log_every: int = 20
+    """Updates between lines of metrics.jsonl."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep, besides the best one."""
+    best_metric: str = "loss"
+    """Validation figure that says which checkpoint is the best."""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    """Which end of `best_metric` is good."""
+    stop_after: int = 0
+    """End the run when this many validations in a row brought no better one; 0: never."""
+    parallel: Literal["auto", "replicated", "fsdp2"] = "auto"
+    """Over ranks: replicate the model, or shard it; auto shards above 300 M parameters."""
+    compile: bool = False
+    """Compile the blocks of the model with torch.compile."""
+    seed: int = 0
+    """Seed of initial weights, dropout and all that an objective draws."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one."""
+    deterministic: bool = False
+    """Only deterministic kernels on a GPU: slower, and bit-equal from run to run."""
+    max_skip_fraction: float = 0.1
+    """End the run when a larger share of the utterances cannot be read."""
+    spike_factor: float = 10.0
+    """Skip an update whose loss is this many deviations above its running mean; 0: never."""
+    spike_after: int = 100
+    """Updates that the running mean needs before it judges."""
+    max_bad_updates: int = 10
+    """End the run after this many skipped updates in a row (loss or gradient not finite,
+    nothing scored, or a spike)."""
+    tensorboard: bool = True
+    """Also write TensorBoard events, where tensorboard is installed."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "save_every", "keep_checkpoints", "max_bad_updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}: found {getattr(self, name)}, want at least 1")
+        for name in ("valid_every", "clip_norm", "learning_rate", "stop_after", "spike_factor"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name}: found {getattr(self, name)}, want 0 or more")
+        used = self.warmup_fraction + (self.hold_fraction if self.schedule == "tri_stage" else 0)
+        if self.warmup_fraction < 0 or self.hold_fraction < 0 or used > 1:
+            raise ValueError(
+                f"train.warmup_fraction, hold_fraction: found {self.warmup_fraction}, "
+                f"{self.hold_fraction}, want shares of the steps that sum to at most 1"
+            )
+        if self.schedule == "tri_stage" and self.final_scale <= 0:
+            raise ValueError(
+                f"train.final_scale: found {self.final_scale}, want more than 0 for tri_stage, "
+                "whose decay is exponential; fairseq uses 0.05"
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay: found {self.ema_decay}, want between 0 and 1")

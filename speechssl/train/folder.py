@@ -1,0 +1,95 @@
+"""A run's folder: its resolved configuration, the check on resuming, and provenance."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from speechssl import dist
+from speechssl.config import save_yaml, to_dict
+from speechssl.train import checkpoint
+
+FREE = {
+    "output", "force", "probe_batches", "data.num_workers", "data.prefetch", "train.log_every",
+    "train.valid_every", "train.save_every", "train.keep_checkpoints", "train.tensorboard",
+    "train.device", "train.parallel", "train.compile", "train.stop_after",
+    "train.max_skip_fraction", "train.max_bad_updates", "train.spike_factor",
+    "train.spike_after", "train.deterministic",
+}  # fmt: skip
+"""Options that may change when a run is continued: they do not say what it computes."""
+
+
+def open_folder(output: str | Path, config: Any, *, force: bool = False) -> None:
+    """Make the folder and write config.yaml; on resuming, compare with the one that lies there.
+
+    Raises `ValueError` that lists the fields that differ, unless they do not matter, or
+    train.steps grew, or `force`.
+    """
+    import yaml
+
+    output = Path(output)
+    path = output / "config.yaml"
+    if checkpoint.steps(output / "checkpoints") and path.is_file() and not force:
+        before, now = flat(yaml.safe_load(path.read_text())), flat(to_dict(config))
+        differing = [
+            f"{name}: found {now.get(name)!r}, before {before.get(name)!r}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name) and not _allowed(name, before, now)
+        ]
+        if differing:
+            raise ValueError(
+                f"{output} holds checkpoints of another configuration: {'; '.join(differing)}. "
+                "Give another output folder, restore these fields, or pass --force true"
+            )
+    if dist.is_main():
+        output.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name("config.yaml.tmp")
+        save_yaml(config, temporary)
+        temporary.replace(path)
+    dist.barrier()
+
+
+def _allowed(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    if name == "train.steps":
+        return now.get(name, 0) >= before.get(name, 0)
+    return name in FREE
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(values, Mapping) or not values:
+        return {prefix.rstrip("."): values}
+    return {
+        k: v for key, value in values.items() for k, v in flat(value, f"{prefix}{key}.").items()
+    }
+
+
+def provenance(config: Any, step: int) -> dict[str, Any]:
+    """What made a model: versions, the commit of this program where known, config and step."""
+    import torch
+
+    import speechssl
+
+    return {
+        "speechssl": speechssl.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "step": step,
+        "config": to_dict(config),
+    }
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
