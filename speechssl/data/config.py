@@ -76,6 +76,10 @@ class DataConfig:
     window: int = 20000
     """Cuts shuffled and sorted by length together; larger is better shuffled, less padded, and
     costs a longer start."""
+    buckets: int = 4
+    """An update takes one group of utterances of like length from each of so many quantiles of
+    length. 1: all utterances of an update are about equally long; more: each update holds the
+    whole range, and micro-batches of batch_seconds / buckets are padded least."""
     max_unreadable: float = 0.05
     """The run stops when more than this share of the utterances cannot be used."""
     mixing: MixingConfig | None = None
@@ -97,8 +101,9 @@ class DataConfig:
             )
         if self.long not in ("crop", "drop"):
             raise ValueError(f"long: found {self.long!r}, want crop or drop")
-        if self.window < 1:
-            raise ValueError(f"window: found {self.window}, want 1 or more cuts")
+        for name in ("window", "buckets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, want 1 or more")
         for name in ("num_workers", "prefetch"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, want 0 or more")

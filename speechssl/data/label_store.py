@@ -188,15 +188,15 @@ class LabelWriter:
         self._check_meta()
         dist.barrier()
         own = self.parts / f"{dist.rank():05d}"
+        self._data: BinaryIO = own.with_suffix(".bin").open("ab")
+        self._lines: BinaryIO = own.with_suffix(".jsonl").open("ab")
+        _lock(self._data, self.folder)
         _repair(own, self.dtype)
         # Every rank has mended its own part before any of them reads all parts.
         dist.barrier()
         self._done = set(self._finished_ids())
         for part in self._part_names():
             self._done.update(i for i, _ in _read_lines(part))
-        self._data: BinaryIO = own.with_suffix(".bin").open("ab")
-        self._lines: BinaryIO = own.with_suffix(".jsonl").open("ab")
-        _lock(self._data, self.folder)
         self._pending: list[bytes] = []
         self._flush_every = flush_every
 
@@ -315,10 +315,7 @@ def _read_lines(part: Path) -> Iterator[tuple[str, int]]:
 def _repair(part: Path, dtype: np.dtype) -> None:
     """Cut a part back to what its complete lines and its data both hold."""
     data, lines = part.with_suffix(".bin"), part.with_suffix(".jsonl")
-    if not lines.is_file():
-        data.unlink(missing_ok=True)
-        return
-    available = data.stat().st_size if data.is_file() else 0
+    available = data.stat().st_size
     good_bytes = good_lines = 0
     with open(lines, "rb") as file:
         for line in file:
@@ -329,8 +326,7 @@ def _repair(part: Path, dtype: np.dtype) -> None:
                 break
             good_bytes, good_lines = behind, good_lines + len(line)
     os.truncate(lines, good_lines)
-    if data.is_file():
-        os.truncate(data, good_bytes)
+    os.truncate(data, good_bytes)
 
 
 def _merge(folder: Path, meta: Mapping[str, Any], dtype: np.dtype, parts: list[Path]) -> None:
