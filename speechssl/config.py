@@ -126,8 +126,9 @@ def from_dict(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT
 
 def from_class_path(base: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     """Build the subclass of `base` that `{"class_path": ..., "init_args": {...}}` names."""
+    # make_dataclass has a parameter `module` from Python 3.12 on only.
     holder = dataclasses.make_dataclass(
-        "Holder", [("value", base)], frozen=True, kw_only=True, module=__name__
+        "Holder", [("value", base)], frozen=True, kw_only=True, namespace={"__module__": __name__}
     )
     return from_dict(holder, {"value": dict(values)}).value  # pyright: ignore
 

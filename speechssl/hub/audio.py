@@ -157,7 +157,7 @@ def as_items(items: Any, sample_rate: int | None) -> Iterator[AudioItem]:
 
 
 def find_audio(patterns: Iterable[str]) -> list[Path]:
-    """Files that the patterns name: a file, a folder (searched below), or a glob; sorted, once each.
+    """Files that the patterns name (a file, a folder searched below, a glob), sorted, once each.
 
     Raises ValueError for a pattern that matches nothing.
     """

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from speechssl.contract import Encoder
-from speechssl.hub.model import Model
+from speechssl.hub.model import Decode, Model
 from speechssl.model_file import load_strictly, open_model
+
+if TYPE_CHECKING:
+    from speechssl.hub.transformers_format import CtcTensors
 
 FORMATS = (
     "an experiment folder with model.json and model.safetensors (own format), or a transformers "
@@ -65,13 +69,42 @@ def _transformers(folder: Path, name: str) -> Model:
     from speechssl.hub.transformers_format import read_transformers
 
     config, state, ctc = read_transformers(folder)
-    # Built without memory first: the random initialisation of a large model takes seconds.
-    encoder: Encoder = config.build()
+    encoder = config.build()
     load_strictly(encoder, state, str(folder))
-    extra: dict[str, Any] = {}
-    if ctc is not None:
-        extra = {"ctc": ctc}
-    return Model(encoder, name=name, provenance={"format": "transformers", **extra})
+    head = None if ctc is None else _LinearCtc(encoder, ctc)
+    return Model(
+        encoder,
+        name=name,
+        head=head,
+        log_probs=None if head is None else head.log_probs,
+        decode=None if ctc is None or ctc.vocabulary is None else _speller(ctc.vocabulary),
+        blank=0 if ctc is None else ctc.blank,
+        provenance={"format": "transformers", "folder": str(folder)},
+    )
+
+
+class _LinearCtc(nn.Module):
+    """The recogniser of transformers' ...ForCTC: one linear map of the last layer."""
+
+    def __init__(self, encoder: Encoder, tensors: CtcTensors) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.linear = nn.Linear(tensors.weight.shape[1], tensors.weight.shape[0])
+        self.linear.load_state_dict({"weight": tensors.weight, "bias": tensors.bias})
+
+    def log_probs(self, wave: Tensor, wave_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.encoder(wave, wave_lengths, layers=[-1])
+        return self.linear(output.last).float().log_softmax(-1), output.lengths
+
+
+def _speller(vocabulary: Mapping[str, int]) -> Decode:
+    """Text of ids over a transformers vocabulary: "|" parts words, <...> and [...] are control."""
+    symbols = {
+        i: " " if s == "|" else s
+        for s, i in vocabulary.items()
+        if s == "|" or not re.fullmatch(r"<.+>|\[.+\]", s)
+    }
+    return lambda ids: " ".join("".join(symbols.get(i, "") for i in ids).split())
 
 
 def _find(name: str) -> Path:
@@ -106,7 +139,3 @@ def _cached(name: str) -> Path:
         f"name; `hf download {name}` (pip install huggingface_hub) fetches it, or pass the folder "
         "where it lies"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -207,20 +207,24 @@ class Model:
                 "`speechssl finetune` makes it"
             )
 
+        geometry = self.geometry
+
         def forward(wave: Tensor, lengths: Tensor) -> dict[int, Tensor]:
             with self._precision():
                 scores, _ = log_probs(wave, lengths)
-            return {0: scores.argmax(-1, keepdim=True)}
+            # A head may give several output frames per encoder frame: (B, T * u) -> (B, T, u).
+            best = scores.argmax(-1)
+            return {0: best.reshape(len(best), geometry.frames(wave.shape[1]), -1)}
 
         results = run(
             as_items(items, sample_rate),
             forward,
-            self.geometry,
+            geometry,
             Plan(**plan),
             device=self.device,
             on_error=on_error,
         )
-        return [decode(collapse(r.frames[0][:, 0].astype(int), self.blank)) for r in results]
+        return [decode(collapse(r.frames[0].reshape(-1).tolist(), self.blank)) for r in results]
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self._autocast is None:
@@ -228,7 +232,7 @@ class Model:
         return torch.autocast(self.device.type, self._autocast)
 
 
-def collapse(best: Sequence[int], blank: int) -> list[int]:
+def collapse(best: Sequence[float], blank: int) -> list[int]:
     """CTC's map from frames to units: join repeats, then drop blanks."""
     kept: list[int] = []
     before = blank
