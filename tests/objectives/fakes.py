@@ -22,7 +22,7 @@ class FakeConfig(EncoderConfig):
 
 
 class FakeEncoder(Encoder):
-    """One convolution per 320 samples, then causal recurrent layers: padding at the end is inert."""
+    """One convolution per 320 samples, then causal layers, so that padding at the end is inert."""
 
     def __init__(self, config: FakeConfig) -> None:
         super().__init__()

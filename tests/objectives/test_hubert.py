@@ -157,7 +157,7 @@ def _broken(batch: Batch, **changes: object) -> Batch:
 def test_wrong_labels_are_named() -> None:
     model = objective()
     batch = make_batch(model.encoder, [1.0], {"km": 100})
-    with pytest.raises(ValueError, match="'km'.*data.labels"):
+    with pytest.raises(ValueError, match=r"'km'.*data\.labels"):
         model(_broken(batch, targets={}))
     with pytest.raises(ValueError, match="one label per encoder frame"):
         model(_broken(batch, targets={"km": batch.targets["km"][:, :-1]}))

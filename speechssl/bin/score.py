@@ -1,0 +1,141 @@
+"""`speechssl score`: word and character error rates of a decoding."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from speechssl.config import parse
+
+if TYPE_CHECKING:
+    from speechssl.score.wer import Scored, Utterance
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    decode: str
+    """Folder of a decoding, which holds hyp.jsonl; results.json and alignments.txt go there."""
+    normalisation: Literal["basic", "none"] = "basic"
+    """How both sides are brought to one form; stated in results.json."""
+    worst: int = 20
+    """How many utterances with the most errors results.json lists."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse(
+        ScoreOptions,
+        argv,
+        prog="speechssl score",
+        description="Word and character error rates of a decoding.",
+    )
+    from speechssl.score.wer import alignment_text, error_rates
+
+    folder = Path(options.decode)
+    try:
+        results, scored = error_rates(read_hypotheses(folder / "hyp.jsonl"), options.normalisation)
+    except ValueError as error:
+        print(f"speechssl score: error: {error}", file=sys.stderr)
+        return 2
+    scored.sort(key=lambda s: (-s.words.errors, s.utterance.id))
+    results["worst"] = [_worst(s) for s in scored[: options.worst] if s.words.errors]
+    decoding = folder / "decode.json"
+    if decoding.is_file():
+        results["decode"] = json.loads(decoding.read_text(encoding="utf-8"))
+    arguments = sys.argv[1:] if argv is None else argv
+    results["command"] = shlex.join(["speechssl", "score", *arguments])
+    results["commit"] = _commit()
+    write_text(folder / "alignments.txt", "\n".join(alignment_text(s) for s in scored))
+    write_text(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    print(table(results))
+    return 0
+
+
+def read_hypotheses(path: Path) -> list[Utterance]:
+    """Utterances of a hyp.jsonl; raises `ValueError` naming the line that is wrong."""
+    from speechssl.score.wer import Utterance
+
+    if not path.is_file():
+        raise ValueError(f"decode: found no {path}, want what `speechssl decode --output` wrote")
+    found = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = json.loads(line)
+                found.append(
+                    Utterance(
+                        id=entry["id"],
+                        ref=entry["ref"],
+                        hyp=entry["hyp"],
+                        duration_s=entry.get("duration"),
+                        speaker=entry.get("speaker"),
+                    )
+                )
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}:{number}: found {line.strip()[:80]!r} ({error!r}), want an object "
+                    "with id, ref and hyp"
+                ) from None
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    low, high = results["wer_ci95"]
+    lines = [
+        f"WER {100 * results['wer']:6.2f} %   95 % interval {100 * low:.2f} to {100 * high:.2f}   "
+        f"errors {results['errors']} of {results['words']} words "
+        f"(S {results['substitutions']}, D {results['deletions']}, I {results['insertions']})",
+        f"CER {100 * results['cer']:6.2f} %   errors {results['character_errors']} of "
+        f"{results['characters']} characters",
+        f"{results['utterances']} utterances, {results['utterances_with_errors']} with errors",
+    ]
+    if results["by_duration_s"]:
+        lines.append(f"{'seconds':>10} {'WER %':>8} {'words':>8} {'utterances':>11}")
+    for name, part in results["by_duration_s"].items():
+        rate = "-" if part["wer"] is None else f"{100 * part['wer']:.2f}"
+        lines.append(f"{name:>10} {rate:>8} {part['words']:>8} {part['utterances']:>11}")
+    return "\n".join(lines)
+
+
+def _worst(scored: Scored) -> dict[str, Any]:
+    return {
+        "id": scored.utterance.id,
+        "ref": scored.utterance.ref,
+        "hyp": scored.utterance.hyp,
+        "errors": scored.words.errors,
+        "words": scored.words.length,
+        "pairs": [list(pair) for pair in scored.pairs],
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the code that scored, with "+" if it was changed since; None outside git."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,328 @@
+"""Speech recognition by connectionist temporal classification on an encoder.
+
+Source: Graves et al. 2006 (CTC); Baevski et al. 2020, section 4.3 and appendix B, and Hsu et al.
+2021, section III-B, for fine-tuning (frozen steps, masking of frames and channels); Lee and
+Watanabe 2021 for the intermediate losses.
+Differs: the loss is normalised by the number of target tokens instead of utterances or padded
+batches, so that batch shape does not matter. An utterance with more tokens than frames can never
+be aligned: it is left out of sum and count, and counted in the log as `unalignable`.
+
+Shape legend: B utterances, T encoder frames, D width, S = T * upsample, U tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.config import HeadConfig
+from speechssl.contract import Batch, Encoder, Loss, Objective
+from speechssl.nn.masking import channel_mask, span_mask
+
+BLANK = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CtcConfig(HeadConfig):
+    vocab_size: int = 0
+    """Tokens including the blank, id 0; fine-tuning fills it in from the tokenizer."""
+    layer: int = -1
+    """Encoder layer that is read; -1 is the last."""
+    weighted_layers: bool = False
+    """Read a learnt weighted sum of all layers instead (for frozen encoders)."""
+    upsample: int = 1
+    """Output frames per encoder frame; 2 for encoders of 25 frames per second."""
+    hidden: Literal["none", "mlp", "blstm"] = "none"
+    """Layers between encoder and output."""
+    hidden_dim: int = 512
+    """Width of those layers."""
+    hidden_layers: int = 1
+    """How many of them."""
+    dropout: float = 0.1
+    """Dropout before the output layer, and between hidden layers."""
+    mask_probability: float = 0.5
+    """Frame masking in training: span starts per frame times the span."""
+    mask_span: int = 10
+    """Frames per span."""
+    channel_mask_probability: float = 0.0
+    """Channel masking in training, over the encoder's width."""
+    channel_mask_span: int = 64
+    """Channels per span."""
+    freeze_encoder_steps: int = 0
+    """Optimiser updates during which only the head learns; -1: always."""
+    freeze_front_end: bool = True
+    """Never train the encoder's front end."""
+    intermediate_layers: list[int] = dataclasses.field(default_factory=list)
+    """Layers that get a CTC loss of their own through the same output layer."""
+    intermediate_weight: float = 0.3
+    """Share of the mean intermediate loss in the total."""
+
+    def __post_init__(self) -> None:
+        if self.upsample < 1:
+            raise ValueError(f"upsample: found {self.upsample}, want at least 1")
+        if not 0 <= self.intermediate_weight < 1:
+            raise ValueError(f"intermediate_weight: found {self.intermediate_weight}, want [0, 1)")
+        if self.intermediate_layers and self.hidden != "none":
+            raise ValueError(
+                f"intermediate_layers: found {self.intermediate_layers} with hidden="
+                f"{self.hidden!r}, want hidden='none': the output layer reads encoder layers"
+            )
+
+    def build(self, encoder: Encoder) -> CtcHead:
+        return CtcHead(self, encoder)
+
+
+class CtcHead(Objective):
+    """Letters or word pieces from an encoder's frames."""
+
+    def __init__(self, config: CtcConfig, encoder: Encoder) -> None:
+        super().__init__()
+        if config.vocab_size < 2:
+            raise ValueError(
+                f"vocab_size: found {config.vocab_size}, want the tokenizer's size (2 or more, "
+                "the blank included)"
+            )
+        self.config = config
+        self.encoder = encoder
+        dim = encoder.dim
+        self._layers = _layer_numbers(config, encoder.num_layers)
+        if config.weighted_layers:
+            self.layer_weights = nn.Parameter(torch.zeros(encoder.num_layers + 1))
+        if config.upsample > 1:
+            self.upsample = nn.Linear(dim, dim * config.upsample)
+        if config.hidden == "mlp":
+            self.hidden = _Mlp(dim, config.hidden_dim, config.hidden_layers, config.dropout)
+            dim = config.hidden_dim
+        elif config.hidden == "blstm":
+            self.hidden = _Blstm(dim, config.hidden_dim, config.hidden_layers, config.dropout)
+            dim = 2 * config.hidden_dim
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = nn.Linear(dim, config.vocab_size)
+        if config.freeze_front_end:
+            _front_end(encoder).requires_grad_(False)
+        if config.freeze_encoder_steps < 0:
+            encoder.requires_grad_(False)
+
+    def forward(self, batch: Batch) -> Loss:
+        tokens_BU, token_lengths = self._targets(batch)
+        log_probs, lengths = self._all_log_probs(batch.wave, batch.wave_lengths, batch.seeds)
+        needed = token_lengths + _repeats(tokens_BU, token_lengths)
+        fits = needed <= lengths
+        losses = [_ctc(x, tokens_BU, lengths, token_lengths, fits) for x in log_probs]
+        total = losses[0]
+        if len(losses) > 1:
+            weight = self.config.intermediate_weight
+            total = (1 - weight) * total + weight * torch.stack(losses[1:]).mean()
+        count = (token_lengths * fits).sum()
+        logs = {
+            "ctc_nats": (losses[0].detach(), count),
+            "unalignable": ((~fits).sum(), torch.tensor(len(fits), device=fits.device)),
+        }
+        for number, loss in zip(self._layers[1:], losses[1:]):  # none in eval mode
+            logs[f"ctc_nats_layer_{number}"] = (loss.detach(), count)
+        if not self.training:
+            logs["cer"] = _token_errors(log_probs[0], lengths, tokens_BU, token_lengths)
+        return Loss(total, count, logs)
+
+    def log_probs(self, wave: Tensor, wave_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, V) float32 log-probabilities of tokens, and (B,) valid frames of them."""
+        found, lengths = self._all_log_probs(wave, wave_lengths, None)
+        return found[0], lengths
+
+    def _all_log_probs(
+        self, wave: Tensor, wave_lengths: Tensor, seeds: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Of the read layer first, then in training of each intermediate one."""
+        masks = {}
+        if self.training and seeds is not None:
+            masks = self._masks(wave.shape[1], wave_lengths, seeds)
+        layers = self._layers if self.training else self._layers[:1]
+        frozen = self._encoder_is_frozen()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            wanted = None if self.config.weighted_layers else layers
+            out = self.encoder(wave, wave_lengths, layers=wanted, **masks)
+        if self.config.weighted_layers:
+            mix = self.layer_weights.softmax(0)
+            first = torch.stack([w * h for w, h in zip(mix, out.hidden, strict=True)]).sum(0)
+        else:
+            first = out.layer(layers[0])
+        read = [first, *(out.layer(n) for n in layers[1:])]
+        lengths = out.lengths * self.config.upsample
+        return [self._classify(x, lengths) for x in read], lengths
+
+    def _classify(self, x_BTD: Tensor, lengths: Tensor) -> Tensor:
+        x = x_BTD
+        if self.config.upsample > 1:
+            # Each copy of a frame gets a learnt offset: plain copies could not differ.
+            x = x.repeat_interleave(self.config.upsample, dim=1) + self.upsample(x).view(
+                x.shape[0], -1, x.shape[2]
+            )
+        if self.config.hidden != "none":
+            x = self.hidden(x, lengths)
+        logits = self.output(self.dropout(x))
+        with torch.autocast(logits.device.type, enabled=False):
+            return logits.float().log_softmax(-1)
+
+    def _encoder_is_frozen(self) -> bool:
+        steps = self.config.freeze_encoder_steps
+        # Without frozen steps nothing waits for the device here.
+        return steps < 0 or (steps > 0 and int(self.step) < steps)
+
+    def _masks(self, samples: int, wave_lengths: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        config, masks = self.config, {}
+        if config.mask_probability > 0:
+            masks["mask"] = span_mask(
+                self.encoder.frame_lengths(wave_lengths),
+                seeds,
+                probability=config.mask_probability,
+                span=config.mask_span,
+                size=int(self.encoder.frame_lengths(torch.tensor([samples]))),
+            )
+        if config.channel_mask_probability > 0:
+            masks["channel_mask"] = channel_mask(
+                seeds,
+                self.encoder.dim,
+                probability=config.channel_mask_probability,
+                span=config.channel_mask_span,
+            ).to(wave_lengths.device)
+        return masks
+
+    def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, U) tokens, 0 behind each length, and (B,) lengths."""
+        if "text" not in batch.targets or "text_lengths" not in batch.targets:
+            raise ValueError(
+                f"text: found targets {sorted(batch.targets)}, want 'text' and 'text_lengths'; "
+                "set data.tokenizer to a tokenizer.json"
+            )
+        text, lengths = batch.targets["text"], batch.targets["text_lengths"]
+        if not text.is_cuda and text.numel():
+            low, high = int(text.min()), int(text.max())
+            if low <= BLANK or high >= self.config.vocab_size:
+                raise ValueError(
+                    f"text: found token ids {low} to {high}, want 1 to "
+                    f"{self.config.vocab_size - 1}; is this the tokenizer that the head was made "
+                    "with?"
+                )
+        width = max(int(lengths.max()), 1)
+        where = torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]
+        padded = text.new_zeros(where.shape)
+        padded[where] = text
+        return padded, lengths
+
+
+class _Mlp(nn.Module):
+    def __init__(self, dim: int, hidden_dim: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        sizes = [dim] + [hidden_dim] * layers
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(layers))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = self.dropout(F.gelu(norm(layer(x))))
+        return x
+
+
+class _Blstm(nn.Module):
+    """Packed, so that the backward direction starts at each utterance's own end."""
+
+    def __init__(self, dim: int, hidden_dim: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        between = dropout if layers > 1 else 0.0
+        self.lstm = nn.LSTM(
+            dim, hidden_dim, layers, batch_first=True, bidirectional=True, dropout=between
+        )
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        out, _ = self.lstm(packed)
+        return nn.utils.rnn.pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])[0]
+
+
+def _layer_numbers(config: CtcConfig, count: int) -> list[int]:
+    numbers = [config.layer, *config.intermediate_layers]
+    for number in numbers:
+        if not -1 <= number <= count:
+            raise ValueError(f"layer: found {number}, want 0 to {count}, or -1 for the last")
+    return [count if n == -1 else n for n in numbers]
+
+
+def _front_end(encoder: Encoder) -> nn.Module:
+    front = getattr(encoder, "front", None)
+    if not isinstance(front, nn.Module):
+        raise ValueError(
+            f"freeze_front_end: found no module `front` in {type(encoder).__name__}, want one, or "
+            "freeze_front_end: false"
+        )
+    return front
+
+
+def _repeats(tokens_BU: Tensor, lengths: Tensor) -> Tensor:
+    """(B,) adjacent equal tokens: each needs a blank frame between."""
+    if tokens_BU.shape[1] < 2:
+        return torch.zeros_like(lengths)
+    same = tokens_BU[:, 1:] == tokens_BU[:, :-1]
+    inside = torch.arange(1, tokens_BU.shape[1], device=lengths.device)[None] < lengths[:, None]
+    return (same & inside).sum(1)
+
+
+def _ctc(
+    log_probs: Tensor, tokens_BU: Tensor, lengths: Tensor, token_lengths: Tensor, fits: Tensor
+) -> Tensor:
+    """Sum over utterances of -log p(tokens), of those that can be aligned."""
+    losses = F.ctc_loss(
+        log_probs.transpose(0, 1),
+        tokens_BU,
+        lengths,
+        token_lengths,
+        blank=BLANK,
+        reduction="none",
+        zero_infinity=True,
+    )
+    return torch.where(fits, losses, 0.0).sum()
+
+
+def best_path(log_probs: Tensor, lengths: Tensor) -> list[list[int]]:
+    """Most probable token of each frame, repeats merged, blanks removed: (B, S, V) -> B lists."""
+    found = []
+    for row, length in zip(log_probs.argmax(-1).tolist(), lengths.tolist(), strict=True):
+        path = row[:length]
+        found.append([x for x, before in zip(path, [BLANK, *path]) if x not in (before, BLANK)])
+    return found
+
+
+def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
+    """Fewest substitutions, insertions and deletions that turn `a` into `b`."""
+    target = np.asarray(b)
+    steps = np.arange(len(target) + 1)
+    row = steps.copy()
+    for i, x in enumerate(a, start=1):
+        best = np.empty_like(row)
+        best[0] = i
+        best[1:] = np.minimum(row[1:] + 1, row[:-1] + (target != x))
+        # A run of insertions costs its length: minimum over all starts at once.
+        row = np.minimum.accumulate(best - steps) + steps
+    return int(row[-1])
+
+
+def _token_errors(
+    log_probs: Tensor, lengths: Tensor, tokens_BU: Tensor, token_lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    errors = 0
+    for hypothesis, row, length in zip(
+        best_path(log_probs.detach(), lengths),
+        tokens_BU.tolist(),
+        token_lengths.tolist(),
+        strict=True,
+    ):
+        errors += edit_distance(row[:length], hypothesis)
+    return log_probs.new_tensor(float(errors)), token_lengths.sum()

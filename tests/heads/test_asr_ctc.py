@@ -1,0 +1,250 @@
+"""The CTC head: its loss, its masks and freezing, its errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from speechssl.contract import Batch
+from speechssl.encoders.transformer import TransformerConfig, TransformerEncoder
+from speechssl.heads.asr_ctc import CtcConfig, CtcHead, best_path, edit_distance
+
+VOCAB = 6
+
+
+def encoder(**changes: Any) -> TransformerEncoder:
+    torch.manual_seed(3)
+    config = TransformerConfig(
+        front_end="log_mel",
+        front_norm="layer",
+        front_dim=32,
+        layers=2,
+        dim=32,
+        ffn_dim=64,
+        heads=4,
+        pos_conv_kernel=16,
+        pos_conv_groups=4,
+        dropout=0.0,
+        attention_dropout=0.0,
+        input_dropout=0.0,
+        layerdrop=0.0,
+        **changes,
+    )
+    return config.build()
+
+
+def head(**changes: Any) -> CtcHead:
+    given = {"vocab_size": VOCAB, "dropout": 0.0, "mask_probability": 0.0} | changes
+    built = CtcConfig(**given).build(encoder())
+    assert isinstance(built, CtcHead)
+    return built
+
+
+def batch(seconds: Sequence[float] = (1.0, 0.6, 1.4), tokens: Sequence[int] = (5, 3, 7)) -> Batch:
+    waves, texts = [], []
+    for i, (s, n) in enumerate(zip(seconds, tokens, strict=True)):
+        random = torch.Generator().manual_seed(i)
+        waves.append(torch.randn(int(16000 * s), generator=random))
+        texts.append(torch.randint(1, VOCAB, (n,), generator=random))
+    return Batch(
+        wave=torch.nn.utils.rnn.pad_sequence(waves, batch_first=True),
+        wave_lengths=torch.tensor([len(w) for w in waves]),
+        targets={"text": torch.cat(texts), "text_lengths": torch.tensor(tokens)},
+        views={},
+        seeds=torch.arange(len(waves)),
+        ids=tuple(f"u{i}" for i in range(len(waves))),
+    )
+
+
+def one(whole: Batch, i: int) -> Batch:
+    length = int(whole.wave_lengths[i])
+    counts = whole.targets["text_lengths"]
+    start = int(counts[:i].sum())
+    return Batch(
+        wave=whole.wave[i : i + 1, :length],
+        wave_lengths=whole.wave_lengths[i : i + 1],
+        targets={
+            "text": whole.targets["text"][start : start + int(counts[i])],
+            "text_lengths": counts[i : i + 1],
+        },
+        views={},
+        seeds=whole.seeds[i : i + 1],
+        ids=whole.ids[i : i + 1],
+    )
+
+
+def brute_force(log_probs: Tensor, tokens: list[int]) -> float:
+    """-log of the summed probability of every path that collapses to `tokens`."""
+    total = 0.0
+    frames, vocab = log_probs.shape
+    for path in itertools.product(range(vocab), repeat=frames):
+        merged = [k for k, _ in itertools.groupby(path) if k != 0]
+        if merged == tokens:
+            total += float(log_probs[range(frames), path].sum().exp())
+    return -float(torch.tensor(total, dtype=torch.float64).log())
+
+
+def test_the_loss_is_the_sum_over_all_paths() -> None:
+    model = head(vocab_size=3).eval()
+    data = batch(seconds=(0.13,), tokens=(2,))
+    data = dataclasses.replace(
+        data, targets={"text": torch.tensor([1, 2]), "text_lengths": torch.tensor([2])}
+    )
+    log_probs, lengths = model.log_probs(data.wave, data.wave_lengths)
+    assert 3 <= int(lengths[0]) <= 7
+    expected = brute_force(log_probs[0, : lengths[0]].double(), [1, 2])
+    assert float(model(data).total) == pytest.approx(expected, rel=1e-5)
+
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"weighted_layers": True},
+    {"upsample": 2},
+    {"hidden": "mlp", "hidden_layers": 2, "hidden_dim": 24},
+    {"hidden": "blstm", "hidden_dim": 12},
+    {"layer": 1},
+    {"intermediate_layers": [1]},
+]
+every = pytest.mark.parametrize("changes", KINDS, ids=lambda c: "-".join(c) or "plain")
+
+
+@every
+def test_the_loss_of_a_batch_is_the_sum_over_its_utterances(changes: dict[str, Any]) -> None:
+    model = head(**changes)  # training mode: intermediate losses count too
+    data = batch()
+    whole = model(data)
+    alone = [model(one(data, i)) for i in range(3)]
+    assert whole.total.item() == pytest.approx(sum(x.total.item() for x in alone), rel=1e-5)
+    assert int(whole.count) == sum(int(x.count) for x in alone) == 15
+
+
+@every
+def test_gradient_reaches_every_trainable_parameter(changes: dict[str, Any]) -> None:
+    changes = {"mask_probability": 0.5} | changes
+    model = head(**changes)
+    model(batch()).total.backward()
+    unread = "encoder.layers.1" if changes.get("layer") == 1 else "nothing"
+    dead = [
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any()) and not n.startswith(unread)
+    ]
+    # A bias of keys shifts all logits of a query alike: its gradient is rounding noise or zero.
+    assert [n for n in dead if "k.bias" not in n] == []
+
+
+@every
+def test_padding_does_not_change_log_probs(changes: dict[str, Any]) -> None:
+    model = head(**changes).eval()
+    data = batch()
+    together, lengths = model.log_probs(data.wave, data.wave_lengths)
+    alone, length = model.log_probs(data.wave[1:2, : data.wave_lengths[1]], data.wave_lengths[1:2])
+    assert int(length) == int(lengths[1]) == alone.shape[1]
+    assert (together[1, : int(length)] - alone[0]).abs().max() < 1e-5
+
+
+def test_an_utterance_that_cannot_be_aligned_is_counted_and_left_out() -> None:
+    model = head()
+    data = batch(tokens=(5, 300, 7))
+    loss = model(data)
+    assert loss.logs["unalignable"][0] == 1 and loss.logs["unalignable"][1] == 3
+    assert int(loss.count) == 12 and torch.isfinite(loss.total)
+    loss.total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_repeated_tokens_need_a_frame_between() -> None:
+    model = head()
+    data = batch(seconds=(0.2,), tokens=(1,))
+    frames = int(model.encoder.frame_lengths(data.wave_lengths))
+    for count, fits in (((frames + 1) // 2, True), ((frames + 1) // 2 + 1, False)):
+        text = {"text": torch.ones(count, dtype=torch.int64), "text_lengths": torch.tensor([count])}
+        loss = model(dataclasses.replace(data, targets=text))
+        assert bool(loss.logs["unalignable"][0] == 0) is fits
+
+
+def test_the_encoder_is_frozen_until_its_step() -> None:
+    model = head(freeze_encoder_steps=3)
+    model(batch()).total.backward()
+    assert all(p.grad is None for p in model.encoder.parameters())
+    assert model.output.weight.grad is not None
+    model.after_update(3)
+    model(batch()).total.backward()
+    assert model.encoder.projection.weight.grad is not None
+    assert all(p.grad is None for p in model.encoder.front.parameters())
+    assert not any(p.requires_grad for p in head(freeze_encoder_steps=-1).encoder.parameters())
+
+
+def test_masks_act_in_training_alone() -> None:
+    model = head(mask_probability=0.5, channel_mask_probability=0.3, channel_mask_span=8)
+    plain = head()
+    data = batch()
+    assert model(data).total != plain(data).total
+    assert float(model.eval()(data).total) == pytest.approx(float(plain.eval()(data).total))
+
+
+def test_evaluation_logs_the_token_error_rate() -> None:
+    model = head().eval()
+    data = batch()
+    errors, tokens = model(data).logs["cer"]
+    log_probs, lengths = model.log_probs(data.wave, data.wave_lengths)
+    hypotheses = best_path(log_probs, lengths)
+    refs = data.targets["text"].split([5, 3, 7])
+    assert errors == sum(
+        edit_distance(r.tolist(), h) for r, h in zip(refs, hypotheses, strict=True)
+    )
+    assert tokens == 15
+    assert "cer" not in head()(data).logs
+
+
+def test_edit_distance_is_that_of_plain_recursion() -> None:
+    def plain(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+        if not a or not b:
+            return len(a) + len(b)
+        same = plain(a[1:], b[1:]) + (a[0] != b[0])
+        return min(same, plain(a[1:], b) + 1, plain(a, b[1:]) + 1)
+
+    random = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        sizes = torch.randint(0, 6, (2,), generator=random).tolist()
+        a, b = (tuple(torch.randint(1, 4, (n,), generator=random).tolist()) for n in sizes)
+        assert edit_distance(a, b) == plain(a, b)
+
+
+def test_best_path_merges_repeats_and_drops_blanks() -> None:
+    path = torch.tensor([[0, 1, 1, 0, 1, 2, 2, 0], [3, 3, 0, 0, 0, 5, 5, 5]])
+    log_probs = torch.nn.functional.one_hot(path, 6).float()
+    assert best_path(log_probs, torch.tensor([8, 4])) == [[1, 1, 2], [3]]
+
+
+def test_three_utterances_are_learnt_by_heart() -> None:
+    model = head(freeze_front_end=False)
+    data = batch()
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss = model(data)
+        optimiser.zero_grad()
+        (loss.total / loss.count).backward()
+        optimiser.step()
+    errors, _ = model.eval()(data).logs["cer"]
+    assert int(errors) == 0
+
+
+def test_wrong_settings_and_targets_are_named() -> None:
+    with pytest.raises(ValueError, match="vocab_size"):
+        CtcConfig().build(encoder())
+    with pytest.raises(ValueError, match="layer: found 9"):
+        head(layer=9)
+    with pytest.raises(ValueError, match="intermediate_layers"):
+        CtcConfig(intermediate_layers=[1], hidden="mlp")
+    data = batch()
+    with pytest.raises(ValueError, match=r"data\.tokenizer"):
+        head()(dataclasses.replace(data, targets={}))
+    with pytest.raises(ValueError, match="token ids"):
+        head(vocab_size=3)(data)
