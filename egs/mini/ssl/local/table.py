@@ -1,6 +1,6 @@
 """Print the recipe's table over seeds: PNMI, masked accuracy, WER; write it to EXP/table.json.
 
-    python local/table.py --exp exp
+python local/table.py --exp exp
 """
 
 from __future__ import annotations

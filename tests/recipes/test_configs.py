@@ -1,0 +1,61 @@
+"""Every configuration of every recipe parses, and builds the model that its name promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechssl.bin.finetune import FinetuneConfig
+from speechssl.bin.pretrain import PretrainConfig
+from speechssl.config import parse
+
+EGS = Path(__file__).parents[2] / "egs"
+CONFIGS = sorted(EGS.glob("*/*/conf/*.yaml"))
+
+# Published parameter counts: encoder with mask vector, then its head: projection and codewords.
+# fairseq's codeword tables have four unused rows more.
+PUBLISHED_ENCODERS = {
+    "hubert_base_it1": 94_371_712,
+    "hubert_base_it2": 94_371_712,
+    "hubert_large": 315_435_136,
+    "hubert_xlarge": 962_493_824,
+    "wavlm_base": 94_381_936,
+    "wavlm_base_plus": 94_381_936,
+    "wavlm_large": 315_453_120,
+}
+
+
+def load(path: Path) -> PretrainConfig | FinetuneConfig:
+    kind = PretrainConfig if "\nobjective:" in path.read_text() else FinetuneConfig
+    return parse(kind, ["--config", str(path), "--output", "exp/x"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(EGS)))
+def test_every_config_parses_and_builds(path: Path) -> None:
+    config = load(path)
+    with torch.device("meta"):
+        if isinstance(config, PretrainConfig):
+            assert sum(p.numel() for p in config.objective.build().parameters()) > 1e6
+        elif config.encoder is not None:
+            assert sum(p.numel() for p in config.encoder.build().parameters()) > 1e5
+
+
+@pytest.mark.parametrize("name", PUBLISHED_ENCODERS)
+def test_published_sizes_are_exact(name: str) -> None:
+    config = load(EGS / f"librispeech/ssl/conf/{name}.yaml")
+    with torch.device("meta"):
+        encoder = config.objective.build().encoder
+    assert sum(p.numel() for p in encoder.parameters()) == PUBLISHED_ENCODERS[name]
+
+
+def test_an4_baselines_have_the_encoder_of_the_pretrained_system() -> None:
+    """Scratch is the very encoder that is pretrained; only the dropout may differ."""
+    pretrained = load(EGS / "an4/asr/conf/pretrain_hubert_it2.yaml").objective.encoder
+    scratch = load(EGS / "an4/asr/conf/finetune.yaml").encoder
+    with torch.device("meta"):
+        shapes = [
+            {k: v.shape for k, v in c.build().state_dict().items()} for c in (pretrained, scratch)
+        ]
+    assert shapes[0] == shapes[1]

@@ -1,0 +1,57 @@
+"""The recipes' shell: help, unknown options, and stages that are not done twice."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(ROOT.glob("egs/*/*/run.sh")) + [ROOT / "tools/setup.sh", ROOT / "tools/test.sh"]
+
+
+def shell(*words: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", *map(str, words)], capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_help_lists_each_option_and_does_nothing(script: Path) -> None:
+    found = shell(script, "--help")
+    assert found.returncode == 0
+    assert "Options, with their defaults:" in found.stdout
+    assert "--" in found.stdout.split("Options, with their defaults:")[1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_unknown_option_and_missing_value_are_errors(script: Path) -> None:
+    unknown = shell(script, "--bogus", "1")
+    assert unknown.returncode == 2
+    assert "--bogus" in unknown.stderr
+    bare = shell(script, "exp")
+    assert bare.returncode == 2
+
+
+def test_option_values_are_never_evaluated(tmp_path: Path) -> None:
+    script = tmp_path / "s.sh"
+    script.write_text(
+        f'set -eu\nname=x  # a name\nsource {ROOT}/tools/shell/parse_options.sh\necho "$name"\n'
+    )
+    found = shell(script, "--name", "$(touch evil); a b")
+    assert found.stdout == "$(touch evil); a b\n"
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_stage_runs_once_and_again_after_failure_or_change(tmp_path: Path) -> None:
+    script = tmp_path / "s.sh"
+    script.write_text(
+        f"set -euo pipefail\nstage=1\nstop_stage=2\nsource {ROOT}/tools/shell/stages.sh\n"
+        'stage 1 "one" && { run m/a bash -c "echo x >>count; exit $1" ; }\n'
+        'stage 3 "never" && { echo no >>count; }\nexit 0\n'
+    )
+    assert shell(script, "1", cwd=tmp_path).returncode != 0
+    assert shell(script, "0", cwd=tmp_path).returncode == 0
+    assert shell(script, "0", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "count").read_text() == "x\nx\n"
