@@ -1,6 +1,6 @@
 """Keep a fraction of the cuts, the same ones each time (chosen by a hash of their ids).
 
-    python tools/subset_cuts.py --cuts cuts_train.jsonl.gz --fraction 0.1 --output cuts_train_10.jsonl.gz
+python tools/subset_cuts.py --cuts cuts.jsonl.gz --fraction 0.1 --output cuts_10.jsonl.gz
 """
 
 from __future__ import annotations

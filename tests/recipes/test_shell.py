@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted(ROOT.glob("egs/*/*/run.sh")) + [ROOT / "tools/setup.sh", ROOT / "tools/test.sh"]
+SCRIPTS = [*sorted(ROOT.glob("egs/*/*/run.sh")), ROOT / "tools/setup.sh", ROOT / "tools/test.sh"]
 
 
 def shell(*words: str | Path, **options: object) -> subprocess.CompletedProcess[str]:

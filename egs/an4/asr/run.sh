@@ -74,12 +74,14 @@ for seed in $seeds; do
   for labelled in "" _10; do
     for system in $systems; do
       out=$dir/asr_$system$labelled
-      config=conf/finetune.yaml
-      init=()
-      [[ $system == pretrained ]] && init=(--init "$dir/it2")
-      [[ $system == logmel ]] && config=conf/finetune_logmel.yaml
+      case $system in
+        pretrained) start=(--config conf/finetune.yaml --init "$dir/it2") ;;
+        scratch) start=(--config conf/finetune.yaml --config conf/scratch.yaml) ;;
+        logmel) start=(--config conf/finetune_logmel.yaml) ;;
+        *) log "--systems: found $system, want pretrained, scratch or logmel"; exit 2 ;;
+      esac
       stage 8 "fine-tune $out" && {
-        run "$out/train" train speechssl.bin.finetune --config $config "${init[@]}" \
+        run "$out/train" train speechssl.bin.finetune "${start[@]}" \
           --data.train "[$data/an4/cuts_train$labelled.jsonl.gz]" \
           --data.valid "[$data/an4/cuts_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
           --output "$out"

@@ -73,7 +73,7 @@ for seed in $seeds; do
   }
   stage 8 "fine-tune for ASR, seed $seed: pretrained, and the same model from scratch" && {
     for start in pretrained scratch; do
-      init=()
+      init=(--config conf/scratch.yaml)
       [[ $start == pretrained ]] && init=(--init "$dir/hubert_it2")
       run "$dir/asr_$start/train" train speechssl.bin.finetune --config conf/finetune.yaml \
         "${init[@]}" --data.train "[$data/cuts_train_labelled.jsonl.gz]" \
