@@ -180,7 +180,7 @@ class CutsWriter:
         before = self._origin.setdefault(row["id"], place)
         if before is not place:
             raise ValueError(
-                f"recording id: found {row['id']!r} twice, for {before} and for {place}; want every "
+                f"recording id: found {row['id']!r} twice, for {before} and for {place}; want each "
                 "id once, since labels and features are looked up by it. Rename or remove one row"
             )
         if split not in self._writers:

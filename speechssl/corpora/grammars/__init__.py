@@ -8,3 +8,8 @@ A grammar module defines
 - `number(value)`: the words of 0 to 999, which fill `{digit}` (0-9), `{number}` (0-99) and
   `{large}` (100-999).
 """
+
+
+def words(text: str) -> list[str]:
+    """A list of single words, written as one string."""
+    return text.split()

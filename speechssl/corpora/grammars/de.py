@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-_SMALL = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn", "elf", "zwölf", "dreizehn", "vierzehn", "fünfzehn", "sechzehn", "siebzehn", "achtzehn", "neunzehn"]
+from speechssl.corpora.grammars import words
+
+_SMALL = words(
+    "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn "
+    "fünfzehn sechzehn siebzehn achtzehn neunzehn"
+)
 _TENS = ["zwanzig", "dreißig", "vierzig", "fünfzig", "sechzig", "siebzig", "achtzig", "neunzig"]
 
 
@@ -19,10 +24,18 @@ def number(value: int) -> str:
 
 
 SLOTS = {
-    "city": ["berlin", "hamburg", "münchen", "köln", "dresden", "leipzig", "wien", "zürich", "paris", "london", "rom", "madrid", "bremen", "stuttgart", "nürnberg", "hannover", "kassel", "warschau", "prag", "kiel"],
-    "name": ["anna", "peter", "maria", "jonas", "laura", "simon", "julia", "martin", "helga", "robert", "emma", "oskar", "nina", "thomas", "greta", "georg", "klara", "viktor", "sarah", "heinrich"],
+    "city": words(
+        "berlin hamburg münchen köln dresden leipzig wien zürich paris london rom madrid bremen "
+        "stuttgart nürnberg hannover kassel warschau prag kiel"
+    ),
+    "name": words(
+        "anna peter maria jonas laura simon julia martin helga robert emma oskar nina thomas greta "
+        "georg klara viktor sarah heinrich"
+    ),
     "day": ["montag", "dienstag", "mittwoch", "donnerstag", "freitag", "samstag", "sonntag"],
-    "month": ["januar", "februar", "märz", "april", "mai", "juni", "juli", "august", "september", "oktober", "november", "dezember"],
+    "month": words(
+        "januar februar märz april mai juni juli august september oktober november dezember"
+    ),
     "daytime": ["am morgen", "am mittag", "am nachmittag", "am abend", "in der nacht"],
     "vehicle": ["zug", "bus", "wagen", "dampfer", "nachtzug"],
     "weather": ["sonnig", "wolkig", "windig", "kalt", "warm", "neblig", "stürmisch", "trocken"],
@@ -33,7 +46,7 @@ SLOTS = {
         *("ein brötchen", "eis", "kartoffeln", "eine pizza"),
     ],
     "colour": ["rote", "blaue", "grüne", "gelbe", "schwarze", "weiße", "braune", "graue"],
-    "thing": ["tasche", "jacke", "lampe", "uhr", "flasche", "kiste", "mütze", "brille", "tasse", "vase"],
+    "thing": words("tasche jacke lampe uhr flasche kiste mütze brille tasse vase"),
     "room": ["küche", "garage", "halle", "werkstatt", "wohnung"],
     "device": ["licht", "radio", "gerät", "fenster", "telefon"],
     "place": ["bahnhof", "flughafen", "markt", "park", "hafen", "strand", "see"],

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+from speechssl.corpora.grammars import words
+
+_SMALL = words(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+)
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
@@ -18,10 +23,18 @@ def number(value: int) -> str:
 
 
 SLOTS = {
-    "city": ["boston", "london", "paris", "berlin", "madrid", "rome", "vienna", "dublin", "oslo", "lisbon", "chicago", "denver", "seattle", "houston", "sydney", "toronto", "cairo", "tokyo", "delhi", "warsaw"],
-    "name": ["anna", "peter", "maria", "david", "laura", "simon", "julia", "martin", "helen", "robert", "emma", "oscar", "nina", "thomas", "alice", "george", "clara", "victor", "sarah", "henry"],
+    "city": words(
+        "boston london paris berlin madrid rome vienna dublin oslo lisbon chicago denver seattle "
+        "houston sydney toronto cairo tokyo delhi warsaw"
+    ),
+    "name": words(
+        "anna peter maria david laura simon julia martin helen robert emma oscar nina thomas alice "
+        "george clara victor sarah henry"
+    ),
     "day": ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"],
-    "month": ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"],
+    "month": words(
+        "january february march april may june july august september october november december"
+    ),
     "daytime": ["in the morning", "in the afternoon", "in the evening", "at night", "at noon"],
     "vehicle": ["train", "bus", "plane", "boat", "car", "taxi"],
     "weather": ["sunny", "cloudy", "windy", "cold", "warm", "foggy", "stormy", "dry", "wet"],
@@ -32,11 +45,11 @@ SLOTS = {
         *("a sandwich", "ice cream", "potatoes", "a pizza", "some cake"),
     ],
     "size": ["small", "medium", "large"],
-    "colour": ["red", "blue", "green", "yellow", "black", "white", "brown", "grey", "orange", "purple"],
-    "thing": ["book", "bag", "coat", "chair", "table", "phone", "lamp", "box", "hat", "key", "clock", "bottle"],
+    "colour": words("red blue green yellow black white brown grey orange purple"),
+    "thing": words("book bag coat chair table phone lamp box hat key clock bottle"),
     "room": ["kitchen", "bedroom", "bathroom", "garden", "hall", "office", "garage"],
     "device": ["light", "heating", "radio", "television", "fan", "music", "alarm"],
-    "place": ["station", "airport", "museum", "market", "hospital", "school", "bank", "library", "theatre", "park"],
+    "place": words("station airport museum market hospital school bank library theatre park"),
 }
 
 TEMPLATES = {

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-_SMALL = ["cero", "uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve", "diez", "once", "doce", "trece", "catorce", "quince", "dieciséis", "diecisiete", "dieciocho", "diecinueve", "veinte", "veintiuno", "veintidós", "veintitrés", "veinticuatro", "veinticinco", "veintiséis", "veintisiete", "veintiocho", "veintinueve"]
+from speechssl.corpora.grammars import words
+
+_SMALL = words(
+    "cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince "
+    "dieciséis diecisiete dieciocho diecinueve veinte veintiuno veintidós veintitrés veinticuatro "
+    "veinticinco veintiséis veintisiete veintiocho veintinueve"
+)
 _TENS = ["treinta", "cuarenta", "cincuenta", "sesenta", "setenta", "ochenta", "noventa"]
-_HUNDREDS = ["ciento", "doscientos", "trescientos", "cuatrocientos", "quinientos", "seiscientos", "setecientos", "ochocientos", "novecientos"]
+_HUNDREDS = words(
+    "ciento doscientos trescientos cuatrocientos quinientos seiscientos setecientos ochocientos "
+    "novecientos"
+)
 
 
 def number(value: int) -> str:
@@ -21,10 +30,18 @@ def number(value: int) -> str:
 
 
 SLOTS = {
-    "city": ["madrid", "barcelona", "sevilla", "valencia", "granada", "bilbao", "toledo", "lima", "bogotá", "caracas", "quito", "santiago", "parís", "londres", "roma", "berlín", "lisboa", "viena", "málaga", "zaragoza"],
-    "name": ["ana", "pedro", "maría", "david", "laura", "simón", "julia", "martín", "elena", "roberto", "emma", "óscar", "nina", "tomás", "alicia", "jorge", "clara", "víctor", "sara", "enrique"],
+    "city": words(
+        "madrid barcelona sevilla valencia granada bilbao toledo lima bogotá caracas quito "
+        "santiago parís londres roma berlín lisboa viena málaga zaragoza"
+    ),
+    "name": words(
+        "ana pedro maría david laura simón julia martín elena roberto emma óscar nina tomás alicia "
+        "jorge clara víctor sara enrique"
+    ),
     "day": ["lunes", "martes", "miércoles", "jueves", "viernes", "sábado", "domingo"],
-    "month": ["enero", "febrero", "marzo", "abril", "mayo", "junio", "julio", "agosto", "septiembre", "octubre", "noviembre", "diciembre"],
+    "month": words(
+        "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre"
+    ),
     "daytime": ["por la mañana", "a mediodía", "por la tarde", "por la noche"],
     "vehicle": ["tren", "autobús", "avión", "barco", "taxi"],
     "weather": ["sol", "viento", "frío", "calor", "niebla"],
@@ -35,7 +52,7 @@ SLOTS = {
         *("un bocadillo", "helado", "patatas", "una pizza"),
     ],
     "colour": ["roja", "negra", "blanca", "amarilla", "verde", "azul", "gris"],
-    "thing": ["bolsa", "chaqueta", "lámpara", "caja", "botella", "silla", "mesa", "llave", "taza", "gorra"],
+    "thing": words("bolsa chaqueta lámpara caja botella silla mesa llave taza gorra"),
     "room": ["cocina", "sala", "oficina", "terraza", "entrada"],
     "device": ["radio", "luz", "televisión", "alarma", "música"],
     "place": ["aeropuerto", "museo", "mercado", "hospital", "banco", "parque", "teatro", "puerto"],

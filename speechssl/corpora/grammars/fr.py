@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-_SMALL = ["zéro", "un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf", "dix", "onze", "douze", "treize", "quatorze", "quinze", "seize", "dix-sept", "dix-huit", "dix-neuf"]
+from speechssl.corpora.grammars import words
+
+_SMALL = words(
+    "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize "
+    "dix-sept dix-huit dix-neuf"
+)
 _TENS = {2: "vingt", 3: "trente", 4: "quarante", 5: "cinquante", 6: "soixante", 8: "quatre-vingt"}
 
 
@@ -25,10 +30,18 @@ def number(value: int) -> str:
 
 
 SLOTS = {
-    "city": ["paris", "lyon", "marseille", "lille", "bordeaux", "nantes", "toulouse", "nice", "genève", "bruxelles", "londres", "rome", "berlin", "madrid", "vienne", "rennes", "dijon", "grenoble", "tours", "brest"],
-    "name": ["anne", "pierre", "marie", "david", "laure", "simon", "julie", "martin", "hélène", "robert", "emma", "oscar", "nina", "thomas", "alice", "georges", "claire", "victor", "sarah", "henri"],
+    "city": words(
+        "paris lyon marseille lille bordeaux nantes toulouse nice genève bruxelles londres rome "
+        "berlin madrid vienne rennes dijon grenoble tours brest"
+    ),
+    "name": words(
+        "anne pierre marie david laure simon julie martin hélène robert emma oscar nina thomas "
+        "alice georges claire victor sarah henri"
+    ),
     "day": ["lundi", "mardi", "mercredi", "jeudi", "vendredi", "samedi", "dimanche"],
-    "month": ["janvier", "février", "mars", "avril", "mai", "juin", "juillet", "août", "septembre", "octobre", "novembre", "décembre"],
+    "month": words(
+        "janvier février mars avril mai juin juillet août septembre octobre novembre décembre"
+    ),
     "daytime": ["le matin", "à midi", "le soir", "la nuit"],
     "vehicle": ["train", "bus", "bateau", "car", "taxi"],
     "weather": ["beau", "froid", "chaud", "mauvais", "doux"],

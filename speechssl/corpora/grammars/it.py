@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-_SMALL = ["zero", "uno", "due", "tre", "quattro", "cinque", "sei", "sette", "otto", "nove", "dieci", "undici", "dodici", "tredici", "quattordici", "quindici", "sedici", "diciassette", "diciotto", "diciannove"]
+from speechssl.corpora.grammars import words
+
+_SMALL = words(
+    "zero uno due tre quattro cinque sei sette otto nove dieci undici dodici tredici quattordici "
+    "quindici sedici diciassette diciotto diciannove"
+)
 _TENS = ["venti", "trenta", "quaranta", "cinquanta", "sessanta", "settanta", "ottanta", "novanta"]
 
 
@@ -21,10 +26,19 @@ def number(value: int) -> str:
 
 
 SLOTS = {
-    "city": ["roma", "milano", "napoli", "torino", "firenze", "bologna", "venezia", "genova", "palermo", "verona", "pisa", "siena", "parigi", "londra", "berlino", "madrid", "vienna", "bari", "trieste", "perugia"],
-    "name": ["anna", "pietro", "maria", "davide", "laura", "simone", "giulia", "martino", "elena", "roberto", "emma", "oscar", "nina", "tommaso", "alice", "giorgio", "chiara", "vittorio", "sara", "enrico"],
+    "city": words(
+        "roma milano napoli torino firenze bologna venezia genova palermo verona pisa siena parigi "
+        "londra berlino madrid vienna bari trieste perugia"
+    ),
+    "name": words(
+        "anna pietro maria davide laura simone giulia martino elena roberto emma oscar nina "
+        "tommaso alice giorgio chiara vittorio sara enrico"
+    ),
     "day": ["lunedì", "martedì", "mercoledì", "giovedì", "venerdì", "sabato", "domenica"],
-    "month": ["gennaio", "febbraio", "marzo", "aprile", "maggio", "giugno", "luglio", "agosto", "settembre", "ottobre", "novembre", "dicembre"],
+    "month": words(
+        "gennaio febbraio marzo aprile maggio giugno luglio agosto settembre ottobre novembre "
+        "dicembre"
+    ),
     "daytime": ["di mattina", "a mezzogiorno", "di pomeriggio", "di sera", "di notte"],
     "vehicle": ["treno", "pullman", "battello", "taxi"],
     "weather": ["bello", "freddo", "caldo", "brutto", "fresco"],
@@ -35,7 +49,7 @@ SLOTS = {
         *("un gelato", "patate", "una pizza", "una torta", "una mela"),
     ],
     "colour": ["rossa", "nera", "bianca", "gialla", "verde", "blu", "grigia"],
-    "thing": ["borsa", "giacca", "lampada", "scatola", "bottiglia", "sedia", "chiave", "tazza", "penna"],
+    "thing": words("borsa giacca lampada scatola bottiglia sedia chiave tazza penna"),
     "room": ["cucina", "camera", "sala", "cantina", "terrazza"],
     "device": ["luce", "radio", "televisione", "musica", "lampada"],
     "place": ["mercato", "museo", "porto", "parco", "teatro", "giardino", "cinema"],
