@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -95,13 +96,38 @@ def parse(
     from jsonargparse import ArgumentError
 
     parser = _parser(config_class, prog, description)
+    words = _bracket_lists(parser, list(sys.argv[1:] if argv is None else argv))
     try:
-        namespace = parser.parse_args(argv)
+        namespace = parser.parse_args(words)
         return _build(config_class, parser, namespace)
     except (ArgumentError, ValueError, TypeError) as error:
         name = prog or Path(sys.argv[0]).name
         print(f"{name}: error: {error}\nSee `{name} --help`.", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _bracket_lists(parser: ArgumentParser, words: list[str]) -> list[str]:
+    """Let an option that holds a list also take `--layers 6,9` and `--cuts a.jsonl.gz`."""
+    lists = {
+        name
+        for action in parser._actions
+        for name in action.option_strings
+        if typing.get_origin(getattr(action, "_typehint", None)) in (list, tuple)
+    }
+
+    def bracket(value: str) -> str:
+        return value if value.startswith(("[", "-")) else f"[{value}]"
+
+    result: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name in lists:
+            result.append(f"{name}={bracket(value)}")
+        elif result and result[-1] in lists:
+            result.append(bracket(word))
+        else:
+            result.append(word)
+    return result
 
 
 def _build(config_class: type[ConfigT], parser: ArgumentParser, namespace: Any) -> ConfigT:
