@@ -24,7 +24,7 @@ class PretrainConfig:
     """What to learn, and with which encoder."""
     output: str
     """Folder of the run, such as exp/hubert_it1."""
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How to optimise."""
     init_from: str | None = None
     """Exported model whose encoder's weights to start from."""

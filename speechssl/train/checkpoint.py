@@ -211,3 +211,9 @@ class Reader:
                 if stop <= start:
                     break
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights and buffers of checkpoint `path`, averaged where it holds averages."""
+    reader = Reader(path)
+    return reader.whole("model/") | reader.whole("average/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from speechssl import dist
-from speechssl.contract import Loss
+from speechssl.contract import Loss, Update
 
 
 class Sums:
@@ -196,3 +197,35 @@ def memory_gb(device: torch.device) -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+class Clock:
+    """Wall time since the last line, split into waiting for data and computing."""
+
+    def __init__(self) -> None:
+        self.start = self.mark = time.perf_counter()
+        self.waited = 0.0
+        self.updates = 0
+        self.audio_seconds = 0.0
+
+    def loaded(self) -> None:
+        self.waited += time.perf_counter() - self.mark
+
+    def updated(self, update: Update) -> None:
+        samples = sum(int(b.wave_lengths.sum()) for b in update.batches if not b.filler)
+        self.audio_seconds += samples / 16000 * dist.world_size()
+        self.updates += 1
+        self.mark = time.perf_counter()
+
+    def read(self, device: torch.device) -> dict[str, float]:
+        passed = max(time.perf_counter() - self.start, 1e-9)
+        count = max(self.updates, 1)
+        line = {
+            "audio_s_per_s": self.audio_seconds / passed,
+            "update_seconds": passed / count,
+            "data_seconds": self.waited / count,
+            "memory_gb": memory_gb(device),
+            "time": time.time(),
+        }
+        self.__init__()
+        return line

@@ -16,7 +16,6 @@ import json
 import math
 import random
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -110,7 +109,7 @@ class Trainer:
         progress = log.Progress(config.steps, self.step)
         updates = self._pull() if self.step < config.steps else iter(())
         handlers = self._catch_signals()
-        clock = _Clock()
+        clock = log.Clock()
         stopped = False
         try:
             while self.step < config.steps and not stopped:
@@ -129,7 +128,7 @@ class Trainer:
                     line = {"step": self.step, "split": "valid", **self.validate()}
                     self._report(line, progress, board)
                     better = self._judge(line)
-                    clock = _Clock()
+                    clock = log.Clock()
                 stopped = self.stopping or self._stale()
                 every = config.log_every if self.save_failed else config.save_every
                 if last or stopped or better or _due(self.step, every):
@@ -257,7 +256,7 @@ class Trainer:
         self.skip_list.write(*(line for lines in gathered for line in lines))
         self.new_skips = []
 
-    def _train_line(self, clock: _Clock) -> dict[str, Any]:
+    def _train_line(self, clock: log.Clock) -> dict[str, Any]:
         averages = log.means(dist.gather_objects(self.sums.values()))
         self.sums.pairs = {}
         self._write_skips()
@@ -417,7 +416,7 @@ class Trainer:
         which: "last", or "best" to read those of the best validation.
         """
         if which == "best" and self.best and int(self.best["step"]) != self.step:
-            return read_weights(self.folder / f"step_{int(self.best['step'])}")
+            return checkpoint.read_weights(self.folder / f"step_{int(self.best['step'])}")
         with self.average.in_place() if self.average else nullcontext():
             state = self.objective.state_dict()
             return {k: parallel.whole(v).cpu().clone() for k, v in state.items()}
@@ -438,43 +437,5 @@ class Trainer:
             return {}
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Weights and buffers of checkpoint `path`, averaged where it holds averages."""
-    reader = checkpoint.Reader(path)
-    return reader.whole("model/") | reader.whole("average/")
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-class _Clock:
-    """Wall time since the last line, split into waiting for data and computing."""
-
-    def __init__(self) -> None:
-        self.start = self.mark = time.perf_counter()
-        self.waited = 0.0
-        self.updates = 0
-        self.audio_seconds = 0.0
-
-    def loaded(self) -> None:
-        self.waited += time.perf_counter() - self.mark
-
-    def updated(self, update: Update) -> None:
-        samples = sum(int(b.wave_lengths.sum()) for b in update.batches if not b.filler)
-        self.audio_seconds += samples / 16000 * dist.world_size()
-        self.updates += 1
-        self.mark = time.perf_counter()
-
-    def read(self, device: torch.device) -> dict[str, float]:
-        passed = max(time.perf_counter() - self.start, 1e-9)
-        count = max(self.updates, 1)
-        line = {
-            "audio_s_per_s": self.audio_seconds / passed,
-            "update_seconds": passed / count,
-            "data_seconds": self.waited / count,
-            "memory_gb": log.memory_gb(device),
-            "time": time.time(),
-        }
-        self.__init__()
-        return line

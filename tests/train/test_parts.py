@@ -1,0 +1,232 @@
+"""Schedules, parameter groups, averages, the guard, the probe, checkpoints and folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toy import ToyObjective, collate
+
+from speechssl.train import checkpoint, optim
+from speechssl.train.config import TrainConfig
+from speechssl.train.folder import flat, open_folder, provenance
+from speechssl.train.guard import Guard
+from speechssl.train.log import LineFile
+from speechssl.train.probe import _search, largest_batch_seconds, padded_seconds, tile
+from speechssl.train.schedule import ema_decay, rate_scale
+
+
+def test_linear_schedule_warms_up_to_its_peak_and_ends_at_zero() -> None:
+    config = TrainConfig(steps=100, warmup_fraction=0.1)
+    assert [rate_scale(config, n) for n in (1, 5, 10, 55, 100)] == pytest.approx(
+        [0.1, 0.5, 1.0, 0.5, 0.0]
+    )
+
+
+def test_cosine_schedule_is_a_half_cosine() -> None:
+    config = TrainConfig(steps=110, warmup_fraction=1 / 11, schedule="cosine", final_scale=0.1)
+    assert rate_scale(config, 10) == 1
+    assert rate_scale(config, 35) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    assert rate_scale(config, 110) == pytest.approx(0.1)
+
+
+def test_tri_stage_schedule_is_that_of_fairseq() -> None:
+    config = TrainConfig(
+        steps=1000, schedule="tri_stage", warmup_fraction=0.1, hold_fraction=0.4,
+        initial_scale=0.01, final_scale=0.05,
+    )  # fmt: skip
+    for step in range(1, 1001):
+        if step < 100:
+            want = 0.01 + 0.99 / 100 * step
+        elif step < 500:
+            want = 1.0
+        else:
+            want = math.exp(math.log(0.05) / 500 * (step - 500))
+        assert rate_scale(config, step) == pytest.approx(want)
+
+
+def test_constant_schedule_stays_at_its_peak_behind_the_warm_up() -> None:
+    config = TrainConfig(steps=10, schedule="constant", warmup_fraction=0.2)
+    assert [rate_scale(config, n) for n in range(1, 11)] == [0.5] + [1.0] * 9
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"steps": 0}, "train.steps"),
+        ({"schedule": "tri_stage"}, "final_scale"),
+        ({"warmup_fraction": 1.5}, "warmup_fraction"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(options: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        TrainConfig(**options)
+
+
+def test_groups_hold_every_trainable_parameter_once() -> None:
+    model = ToyObjective()
+    model.project.bias.requires_grad_(False)
+    config = TrainConfig(decay_norms_and_biases=False, encoder_rate_scale=0.1)
+    groups = optim.parameter_groups(config, model)
+    names = sorted(n for g in groups for n in g["names"])
+    assert names == sorted(n for n, p in model.named_parameters() if p.requires_grad)
+    for group in groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            assert group["weight_decay"] == (0.01 if parameter.ndim > 1 else 0.0)
+            assert group["rate_scale"] == (0.1 if name.startswith("encoder.") else 1.0)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_adamw_decays_beside_the_gradient_and_adam_within(kind: str) -> None:
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    config = TrainConfig(optimizer=kind, weight_decay=0.1)
+    optimizer = optim.build_optimizer(config, model)
+    optim.set_rate(optimizer, 0.5)
+    model.weight.grad = torch.zeros_like(model.weight)
+    optimizer.step()
+    moved = before - model.weight.detach()
+    want = 0.05 * before if kind == "adamw" else 0.5 * torch.sign(before)
+    torch.testing.assert_close(moved, want, rtol=2e-3, atol=2e-3)
+
+
+def test_the_average_moves_by_its_decay_exactly() -> None:
+    model = nn.Linear(2, 2)
+    average = optim.WeightAverage(model)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    average.update(0.75)
+    torch.testing.assert_close(average.tensors["weight"], start + 0.25)
+    with average.in_place():
+        torch.testing.assert_close(model.weight.detach(), start + 0.25)
+    torch.testing.assert_close(model.weight.detach(), start + 1.0)
+    assert ema_decay(0.999, 1) == pytest.approx(2 / 11) and ema_decay(0.9, 10_000) == 0.9
+
+
+def test_the_guard_follows_a_falling_noisy_loss_without_refusing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    guard = Guard(10.0, 20)
+    noise = torch.randn(500, generator=generator).tolist()
+    for i, x in enumerate(noise):
+        assert guard.fault(6 * math.exp(-i / 200) + 0.2 * x + 2, 1.0, 10) == ""
+    assert "spike" in guard.fault(20.0, 1.0, 10)
+    assert "scored" in guard.fault(math.nan, 0.0, 0)
+    assert guard.bad_in_a_row == 2
+    assert "norm" in guard.fault(2.0, math.inf, 10)
+
+
+def test_search_finds_a_size_that_fits_within_an_eighth() -> None:
+    for limit in (0, 1, 2, 3, 7, 8, 50, 99, 1000):
+        tried: list[int] = []
+
+        def fits(n: int, limit: int = limit, tried: list[int] = tried) -> bool:
+            tried.append(n)
+            return n <= limit
+
+        found = _search(fits, 200)
+        best = min(limit, 200)
+        assert found <= best and best - found <= max(0, found // 8)
+        assert max(tried, default=0) <= 200
+
+
+def test_tiling_repeats_utterances_and_their_loss() -> None:
+    model, batch = ToyObjective(), collate([1, 2, 3])
+    once, thrice = model(batch), model(tile(batch, 3))
+    assert int(thrice.count) == 3 * int(once.count)
+    assert thrice.total.item() == pytest.approx(3 * once.total.item(), rel=1e-5)
+    assert len(tile(batch, 3)) == 9
+
+
+class Hungry(ToyObjective):
+    """Keeps about 4 MB per utterance until the backward pass."""
+
+    def forward(self, batch):  # type: ignore[override]
+        loss = super().forward(batch)
+        ballast = self.project.bias.sum() * torch.ones(len(batch), 1_000_000)
+        return dataclasses.replace(loss, total=loss.total + 0.0 * ballast.square().sum())
+
+
+def test_probe_uses_more_memory_where_more_is_allowed() -> None:
+    model, batch = Hungry(), collate([1])
+    unit = padded_seconds(batch)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = [
+        largest_batch_seconds(model, batch, limit_seconds=256 * unit, memory_gb=gb) / unit
+        for gb in (0.1, 0.4)
+    ]
+    assert 2 <= found[0] < found[1] <= 0.4e9 / 4e6
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with pytest.raises(ValueError, match="do not fit"):
+        largest_batch_seconds(model, batch, limit_seconds=9.0, memory_gb=-1.0)
+
+
+def test_checkpoints_hold_every_shape_and_kind_of_tensor(tmp_path: Path) -> None:
+    tensors = {
+        "a/x": torch.randn(5, 3),
+        "a/scalar": torch.tensor(7),
+        "a/empty": torch.zeros(0, 4),
+        "a/flag": torch.tensor([True, False]),
+        "a/transposed": torch.randn(4, 6).T,
+    }
+    checkpoint.save(tmp_path, 3, tensors, {"step": 3})
+    read = checkpoint.Reader(tmp_path / "step_3").whole("a/")
+    for name, tensor in tensors.items():
+        assert torch.equal(read[name.removeprefix("a/")], tensor)
+
+
+def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 3, {"x": torch.ones(2)}, {})
+    (tmp_path / "tmp_step_9").mkdir()
+    (tmp_path / "tmp_step_9" / "state.json").write_text("{}")
+    (tmp_path / "step_10").mkdir()
+    assert checkpoint.steps(tmp_path) == [3]
+    checkpoint.sweep(tmp_path)
+    assert not (tmp_path / "tmp_step_9").exists()
+
+
+def test_lines_behind_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    file = LineFile(tmp_path / "metrics.jsonl")
+    file.write(*(json.dumps({"step": n}) for n in range(1, 6)))
+    with open(file.path, "a") as stream:
+        stream.write('{"step": 6, "lo')
+    file.forget_after(3)
+    file.write('{"step": 4, "new": 1}')
+    lines = [json.loads(x) for x in file.path.read_text().splitlines()]
+    assert lines == [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 4, "new": 1}]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    output: str = "x"
+    width: int = 3
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+def test_resuming_with_another_configuration_lists_what_differs(tmp_path: Path) -> None:
+    config = RunConfig(output=str(tmp_path))
+    open_folder(tmp_path, config)
+    open_folder(tmp_path, RunConfig(width=4))
+    open_folder(tmp_path, config)
+    checkpoint.save(tmp_path / "checkpoints", 1, {}, {})
+    longer = dataclasses.replace(config.train, steps=20_000, log_every=1)
+    open_folder(tmp_path, dataclasses.replace(config, train=longer))
+    other = dataclasses.replace(config.train, learning_rate=1.0, steps=20_000)
+    with pytest.raises(ValueError, match=r"learning_rate: found 1.0, before 0.0005; width: "):
+        open_folder(tmp_path, RunConfig(width=4, train=other))
+    with pytest.raises(ValueError, match=r"train\.steps"):
+        open_folder(tmp_path, config)
+    open_folder(tmp_path, RunConfig(width=4, train=other), force=True)
+
+
+def test_provenance_is_plain_and_names_versions() -> None:
+    found = provenance(RunConfig(), 7)
+    assert json.loads(json.dumps(found))["config"]["width"] == 3
+    assert found["torch"] == torch.__version__ and found["step"] == 7
+    assert flat({"a": {"b": 1, "c": {}}}) == {"a.b": 1, "a.c": {}}
