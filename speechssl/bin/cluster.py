@@ -3,140 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
-from typing import Literal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechssl.labels.config import (
+    ApplyConfig,
+    FitConfig,
+    LayersConfig,
+    QualityConfig,
+    ReadingConfig,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from speechssl.contract import Encoder
+    from speechssl.labels.features import Extractor
 
 ACTIONS = {
-    "fit": "sample frames in one pass over the audio and cluster them",
-    "apply": "label every frame of some cuts with a fitted codebook",
-    "quality": "PNMI, purities and usage of labels against phone alignments",
-    "layers": "PNMI of every layer of a model, by a quick k-means on each",
+    "fit": (FitConfig, "sample frames in one pass over the audio and cluster them"),
+    "apply": (ApplyConfig, "label every frame of some cuts with a fitted codebook"),
+    "quality": (QualityConfig, "PNMI, purities and usage of labels against phone alignments"),
+    "layers": (LayersConfig, "PNMI of every layer of a model, by a quick k-means on each"),
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Reading:
-    """Options of every action that reads audio."""
-
-    cuts: list[str]
-    """Cuts to read: cuts_*.jsonl.gz files, as '[a,b]'."""
-    max_batch_seconds: float = 100.0
-    """Audio seconds, padding included, that go through the features at once."""
-    max_seconds: float | None = None
-    """Leave out longer utterances; default: take all, long ones in pieces of 100 s."""
-    num_workers: int = 0
-    """Reading processes per rank; 0 reads in this process."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where features and distances are computed."""
-    bf16: bool = False
-    """Run the encoder in bfloat16: faster on hardware that has it, labels differ slightly."""
-
-    def __post_init__(self) -> None:
-        if not self.cuts:
-            raise ValueError("cuts: found none, want at least one cuts_*.jsonl.gz")
-        if self.max_batch_seconds <= 0:
-            raise ValueError(f"max_batch_seconds: found {self.max_batch_seconds}, want above 0")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FitConfig(_Reading):
-    """Options of `cluster fit`."""
-
-    output: str
-    """Folder for centroids.npy, clusters.json and fit.json."""
-    features: Literal["mfcc", "logmel", "encoder"] = "mfcc"
-    """What is clustered; a model implies encoder."""
-    model: str | None = None
-    """Model whose layer is clustered: a folder with model.safetensors, or a public checkpoint."""
-    layer: int | None = None
-    """Layer of the model, counted from 1; 0 is the transformer's input."""
-    classes: int = 100
-    """Number of clusters."""
-    sample_frames: int = 500_000
-    """Frames kept for k-means; with the features' width it sets the memory, whatever the corpus."""
-    half: bool = False
-    """Keep the sampled frames as float16: half the memory."""
-    normalise: Literal["none", "standardise", "whiten"] = "none"
-    """Transformation of the features before clustering; saved with the centroids."""
-    whiten_dim: int = 0
-    """Directions that whitening keeps; 0 for all."""
-    seed: int = 0
-    """Sample and clusters follow from it."""
-    restarts: int = 1
-    """Starts tried; the best is refined."""
-    max_iterations: int = 50
-    """Passes over the sample at most."""
-    tolerance: float = 1e-4
-    """Stop when a pass lowers the inertia by less than this fraction."""
-    batch_points: int = 0
-    """Frames per mini-batch; 0 for full passes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.model is not None and self.layer is None:
-            raise ValueError("layer: found none, want the layer of the model, such as 6")
-        if self.model is None and (self.features == "encoder" or self.layer is not None):
-            raise ValueError("model: found none, want the model whose layer is to be clustered")
-        if self.sample_frames < self.classes:
-            raise ValueError(
-                f"sample_frames: found {self.sample_frames}, want at least one per class "
-                f"({self.classes}); 50 to 1000 per class are usual"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ApplyConfig(_Reading):
-    """Options of `cluster apply`."""
-
-    clusters: str
-    """Folder of `cluster fit`."""
-    output: str
-    """Folder of the label store; may hold labels already, those are kept."""
-    model: str | None = None
-    """The model's place, if it has moved since the fit."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QualityConfig:
-    """Options of `cluster quality`."""
-
-    labels: str
-    """Folder of a label store."""
-    cuts: list[str]
-    """Cuts with phone alignments."""
-    output: str
-    """JSON file to write; a picture goes beside it if matplotlib is installed."""
-    alignment: str = "phone"
-    """Name of the alignment in the supervisions."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LayersConfig(_Reading):
-    """Options of `cluster layers`."""
-
-    model: str
-    """Model whose layers are compared."""
-    output: str
-    """JSON file to write."""
-    classes: int = 100
-    """Clusters per layer."""
-    layers: list[int] | None = None
-    """Layers to compare; default all, 0 included."""
-    sample_frames: int = 30_000
-    """Frames with a phone that are clustered; the same for every layer."""
-    seed: int = 0
-    """Sample and clusters follow from it."""
-    alignment: str = "phone"
-    """Name of the alignment in the supervisions."""
-
-
-CONFIGS = {
-    "fit": FitConfig, "apply": ApplyConfig, "quality": QualityConfig, "layers": LayersConfig
-}  # fmt: skip
-
-
 def usage() -> str:
-    lines = "\n".join(f"  {name:<8} {text}" for name, text in ACTIONS.items())
+    lines = "\n".join(f"  {name:<8} {text}" for name, (_, text) in ACTIONS.items())
     return (
         "usage: speechssl cluster <action> [options]\n\nK-means pseudo-labels of speech frames.\n\n"
         f"{lines}\n\n`speechssl cluster <action> --help` explains its options."
@@ -148,25 +44,309 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
-    action = argv[0]
-    if action not in ACTIONS:
+    if argv[0] not in ACTIONS:
         wanted = ", ".join(ACTIONS)
-        print(f"speechssl cluster: found action {action!r}, want one of: {wanted}", file=sys.stderr)
+        print(f"speechssl cluster: found {argv[0]!r}, want one of: {wanted}", file=sys.stderr)
         return 2
     from speechssl.config import parse
 
-    prog = f"speechssl cluster {action}"
-    config = parse(CONFIGS[action], argv[1:], prog=prog, description=ACTIONS[action])
+    config_class, description = ACTIONS[argv[0]]
+    prog = f"speechssl cluster {argv[0]}"
+    config = parse(config_class, argv[1:], prog=prog, description=description)
     from speechssl import dist
-    from speechssl.bin import cluster_actions
 
+    action = {"fit": fit, "apply": apply, "quality": quality, "layers": layers}[argv[0]]
     try:
-        return getattr(cluster_actions, action)(config)
+        action(config)
     except ValueError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
     finally:
         dist.shutdown()
+    return 0
+
+
+def fit(config: FitConfig) -> None:
+    """Sample frames, cluster them, save the codebook; a killed fit goes on where it was."""
+    from speechssl import dist
+    from speechssl.labels import sample_file
+    from speechssl.labels.codebook import Codebook, load_codebook, normalised, save_codebook
+    from speechssl.labels.kmeans import KMeansConfig, fit_kmeans
+    from speechssl.labels.stream import say
+
+    device = dist.init(config.device)
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    extractor = _extractor(config.features, config.model, config.layer, device, config.bf16)
+    identity = _identity(config, extractor)
+    if (output / "clusters.json").is_file():
+        if load_codebook(output).info.get("fit") != identity:
+            raise ValueError(
+                f"output: found clusters of other options in {output}, want an empty folder; "
+                "choose another, or remove it"
+            )
+        say(f"{output} holds these clusters already")
+        return
+    started = time.monotonic()
+    points, keys, source = _sample(config, extractor, output, identity)
+    sampled = time.monotonic()
+    points, normaliser = normalised(points, config.normalise, config.whiten_dim)
+    kmeans = KMeansConfig(
+        **{
+            f.name: getattr(config, f.name)
+            for f in dataclasses.fields(KMeansConfig)
+            if hasattr(config, f.name)
+        }
+    )
+    starts: list[float] = []
+
+    def log(phase: str, number: int, inertia: float) -> None:
+        if phase == "start":
+            starts.append(inertia)
+        say(f"k-means {phase} {number}: inertia {inertia:.4f}")
+
+    found = fit_kmeans(
+        points, kmeans, keys=keys, device=device, state_path=output / "state.npz", log=log
+    )
+    seconds = {"sample": sampled - started, "cluster": time.monotonic() - sampled}
+    if dist.is_main():
+        info = {
+            "features": dict(extractor.info),
+            "frame_rate_hz": extractor.frame_rate_hz,
+            "window_seconds": extractor.window_seconds,
+            "feature_dim": extractor.dim,
+            "model": config.model,
+            "seed": config.seed,
+            "inertia": found.inertia,
+            "data": {"cuts": config.cuts, "frames_clustered": found.points, **source},
+            "fit": identity,
+        }
+        _write_fit_log(output, found, starts, seconds, source)
+        save_codebook(output, Codebook(found.centroids, normaliser, info))
+        (output / "state.npz").unlink(missing_ok=True)
+    sample_file.remove_sample(output)
+    say(
+        f"{output}: {config.classes} clusters of {found.points} frames (of "
+        f"{source['frames_seen']}), inertia {found.inertia:.4f}, "
+        f"{seconds['sample']:.1f} s reading, {seconds['cluster']:.1f} s clustering"
+    )
+
+
+def _write_fit_log(
+    output: Path, found: Any, starts: list[float], seconds: dict[str, float], source: dict
+) -> None:
+    from speechssl.labels import quality as q
+    from speechssl.labels.sample_file import write_json
+
+    report = {
+        "starts": starts,
+        "inertia": found.history,
+        "counts": found.counts.tolist(),
+        **q.usage(found.counts.numpy()),
+        "seconds": {k: round(v, 3) for k, v in seconds.items()},
+        **source,
+    }
+    write_json(output / "fit.json", report)
+
+
+def apply(config: ApplyConfig) -> None:
+    """Label every frame of the cuts; ids that have labels are kept."""
+    import numpy as np
+
+    from speechssl import dist
+    from speechssl.data.label_store import LabelWriter
+    from speechssl.labels import quality as q
+    from speechssl.labels.codebook import load_codebook
+    from speechssl.labels.sample_file import write_json
+    from speechssl.labels.stream import Progress, say, write_labels
+
+    device = dist.init(config.device)
+    codebook = load_codebook(config.clusters)
+    features = codebook.info["features"]
+    model = config.model or codebook.info.get("model")
+    extractor = _extractor(features["kind"], model, features.get("layer"), device, config.bf16)
+    if dict(extractor.info) != features:
+        raise ValueError(
+            f"model: found features {dict(extractor.info)}, want those of the fit: {features}; "
+            "the model's weights have changed since"
+        )
+    rate = extractor.frame_rate_hz
+    meta = {
+        "classes": codebook.classes,
+        "frame_rate_hz": int(rate) if float(rate).is_integer() else rate,
+        "window_seconds": extractor.window_seconds,
+        "codebook_hash": codebook.hash,
+        "source": features.get("model_hash") or features["kind"],
+        "layer": features.get("layer"),
+    }
+    writer = LabelWriter(config.output, meta)
+    reader = _read(config)
+    with Progress("labelling") as progress:
+        done = write_labels(reader, extractor, codebook, writer, device, progress)
+    writer.finish()
+    skipped = _all_skipped(reader)
+    parts = dist.gather_objects(done)
+    report = {
+        name: sum(getattr(part, name) for part in parts)
+        for name in ("utterances", "already", "frames", "runs")
+    }
+    counts = np.sum([part.counts for part in parts], axis=0)
+    report |= {"mean_run_length": report["frames"] / max(report["runs"], 1), **q.usage(counts)}
+    if dist.is_main():
+        write_json(Path(config.output) / "apply.json", {**report, "skipped": skipped})
+    say(
+        f"{config.output}: {report['utterances']} utterances, {report['frames']} frames labelled, "
+        f"{report['already']} had labels, {len(skipped)} skipped"
+    )
+
+
+def quality(config: QualityConfig) -> None:
+    """Joint counts over the cuts, their measures as JSON and as a table, and a picture."""
+    from speechssl.data.label_store import LabelStore
+    from speechssl.labels.measure import measure, picture, table
+    from speechssl.labels.sample_file import write_json
+
+    store = LabelStore.open(config.labels)
+    report, joint, names, counts = measure(store, config.cuts, config.alignment)
+    output = Path(config.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    drawn = picture(output.with_suffix(".png"), joint, names, counts)
+    write_json(output, {**report, "picture": str(drawn) if drawn else None})
+    print(table(report))
+    if drawn is None:
+        print("No picture: matplotlib is not installed (pip install 'speechssl[report]')")
+
+
+def layers(config: LayersConfig) -> None:
+    """One pass over the audio, one k-means and one PNMI per layer."""
+    from speechssl import dist
+    from speechssl.labels import quality as q
+    from speechssl.labels.features import EncoderFeatures
+    from speechssl.labels.measure import layer_quality, phone_lookup
+    from speechssl.labels.reservoir import FrameReservoir, rank_capacity
+    from speechssl.labels.sample_file import write_json
+    from speechssl.labels.stream import Progress, sample_layers, say
+
+    device = dist.init(config.device)
+    encoder, info = _open_encoder(config.model)
+    numbers = config.layers or list(range(encoder.num_layers + 1))
+    extractor = EncoderFeatures(encoder, max(numbers), device=device, bf16=config.bf16, info=info)
+    phone_table = q.PhoneTable()
+    phones = phone_lookup(config.cuts, config.alignment, phone_table, extractor)
+    capacity = rank_capacity(config.sample_frames)
+    reservoirs = {n: FrameReservoir(capacity, extractor.dim + 1, seed=config.seed) for n in numbers}
+    reader = _read(config)
+    with Progress("reading") as progress:
+        sample_layers(reader, extractor, reservoirs, phones, progress)
+    skipped = _all_skipped(reader)
+    rows = []
+    for number, reservoir in reservoirs.items():
+        points, keys, _ = reservoir.shared_sample(config.sample_frames)
+        measured = layer_quality(
+            points, keys, len(phone_table.names), config.classes, config.seed, device
+        )
+        rows.append({"layer": number, **measured})
+        say(f"layer {number:>2}: PNMI {measured['pnmi']:.4f}")
+    best = max(rows, key=lambda row: row["pnmi"])
+    if dist.is_main():
+        output = Path(config.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        result = {"model": config.model, "classes": config.classes, "layers": rows}
+        write_json(output, {**result, "best_layer": best["layer"], "skipped": skipped})
+    say(f"best layer: {best['layer']} (PNMI {best['pnmi']:.4f})")
+
+
+def _sample(
+    config: FitConfig, extractor: Extractor, output: Path, identity: dict[str, Any]
+) -> tuple[Any, Any, dict[str, Any]]:
+    """This rank's frames, their keys, and what was read; from disk if a killed fit left them."""
+    import torch
+
+    from speechssl import dist
+    from speechssl.labels import sample_file
+    from speechssl.labels.reservoir import FrameReservoir, rank_capacity
+    from speechssl.labels.stream import Progress, sample_frames
+
+    kept = sample_file.load_sample(output, identity)
+    if kept is not None:
+        return kept
+    # The state of an earlier fit belongs to its own sample.
+    if dist.is_main():
+        (output / "state.npz").unlink(missing_ok=True)
+    reservoir = FrameReservoir(
+        rank_capacity(config.sample_frames),
+        extractor.dim,
+        seed=config.seed,
+        dtype=torch.float16 if config.half else torch.float32,
+    )
+    reader = _read(config)
+    with Progress("sampling") as progress:
+        sample_frames(reader, extractor, reservoir, progress)
+    points, keys, seen = reservoir.shared_sample(config.sample_frames)
+    source = {"frames_seen": seen, "skipped": _all_skipped(reader)}
+    sample_file.save_sample(output, identity, points, keys, source)
+    return points, keys, source
+
+
+def _identity(config: FitConfig, extractor: Extractor) -> dict[str, Any]:
+    """What decides the clusters; compared when a fit finds earlier work in its folder."""
+    kept = dataclasses.asdict(config)
+    for name in ("output", "device", "num_workers", "max_batch_seconds", "model"):
+        del kept[name]
+    return json.loads(json.dumps({**kept, "extractor": dict(extractor.info)}))
+
+
+def _extractor(
+    kind: str, model: str | None, layer: int | None, device: torch.device, bf16: bool
+) -> Extractor:
+    from speechssl.labels.features import EncoderFeatures, LogMelFeatures, MfccFeatures
+
+    if model is None and kind != "encoder":
+        return {"mfcc": MfccFeatures, "logmel": LogMelFeatures}[kind](device)
+    if model is None or layer is None:
+        raise ValueError("model: found none, want the model whose layer was clustered")
+    encoder, info = _open_encoder(model)
+    return EncoderFeatures(encoder, layer, device=device, bf16=bf16, info=info)
+
+
+def _open_encoder(model: str) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder of an own or a public model, and a hash of its weights."""
+    from speechssl.labels.features import weights_hash
+
+    folder = Path(model)
+    if (folder / "model.json").is_file() or not (folder / "config.json").is_file():
+        from speechssl.model_file import open_model
+
+        encoder = open_model(folder).encoder
+    else:
+        from speechssl.hub.load import load
+
+        encoder = load(model).encoder
+    return encoder, {"model_hash": weights_hash(encoder)}
+
+
+def _read(config: ReadingConfig) -> Any:
+    """A pass over this rank's share; `.skipped` of it names what could not be read."""
+    from speechssl.data.loader import read_all
+
+    return read_all(
+        config.cuts,
+        max_batch_seconds=config.max_batch_seconds,
+        num_workers=config.num_workers,
+        max_seconds=config.max_seconds,
+    )
+
+
+def _all_skipped(reader: Any) -> list[str]:
+    """Ids that could not be read, over all ranks; named on stderr."""
+    from speechssl import dist
+    from speechssl.labels.stream import say
+
+    skipped = sorted(str(x) for part in dist.gather_objects(list(reader.skipped)) for x in part)
+    if skipped:
+        more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
+        say(f"skipped {len(skipped)} unreadable: {'; '.join(skipped[:10])}{more}")
+    return skipped
 
 
 if __name__ == "__main__":

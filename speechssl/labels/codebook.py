@@ -82,6 +82,14 @@ def fit_normaliser(points: Tensor, kind: str, dim: int = 0) -> Normaliser:
     return Normaliser(kind, mean.float(), None, scaled.float())
 
 
+def normalised(points: Tensor, kind: str, dim: int = 0) -> tuple[Tensor, Normaliser]:
+    """The points after `fit_normaliser`'s transformation, and the transformation."""
+    normaliser = fit_normaliser(points, kind, dim)
+    if kind == "none":
+        return points, normaliser
+    return torch.cat([normaliser(part) for part in points.split(CHUNK)]), normaliser
+
+
 @dataclasses.dataclass(frozen=True)
 class Codebook:
     """Centroids with what is needed to apply them; `labels` assigns.

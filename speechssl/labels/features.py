@@ -9,6 +9,7 @@ Shape legend: B utterances, L samples, T frames, D features.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -205,3 +206,12 @@ class EncoderFeatures:
             for place, row in zip(keep, hidden):
                 into[place] = row[: counts[place]]
         return states
+
+
+def weights_hash(encoder: Encoder) -> str:
+    """Hash of the encoder's tensors alone: the same model exported again keeps its labels."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]

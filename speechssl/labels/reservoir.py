@@ -115,3 +115,9 @@ class FrameReservoir:
             limit = min(limit, int(everyone[total]))
         count = len(keys) if limit >= 2**64 else int(np.searchsorted(keys, np.uint64(limit)))
         return frames[:count], keys[:count], sum(seen for _, _, seen in limits)
+
+
+def rank_capacity(total: int) -> int:
+    """Room per rank: its share and a fifth more, since shares are not equal to the frame."""
+    world = dist.world_size()
+    return total if world == 1 else min(total, total * 6 // (5 * world) + 4096)

@@ -6,12 +6,15 @@ Batches come from `speechssl.data.loader.read_all`; this module only needs an it
 from __future__ import annotations
 
 import dataclasses
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from speechssl import dist
 from speechssl.contract import Batch
 from speechssl.data.label_store import LabelWriter
 from speechssl.labels.codebook import Codebook
@@ -19,8 +22,47 @@ from speechssl.labels.features import EncoderFeatures, Extractor
 from speechssl.labels.quality import count_runs
 from speechssl.labels.reservoir import FrameReservoir
 
-Progress = Callable[[float, int], None]
-"""Called with audio seconds and utterances of each batch."""
+
+def say(text: str) -> None:
+    """Print a line on stderr, on rank 0."""
+    if dist.is_main():
+        print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A bar on a terminal; otherwise a line every minute."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seconds, self.utterances = 0.0, 0
+
+    def __enter__(self) -> Progress:
+        from tqdm import tqdm
+
+        self.started = self.printed = time.monotonic()
+        shown = dist.is_main() and sys.stderr.isatty()
+        self.bar = tqdm(desc=self.name, unit=" audio s", disable=not shown)
+        return self
+
+    def __call__(self, seconds: float, utterances: int) -> None:
+        self.seconds += seconds
+        self.utterances += utterances
+        self.bar.update(round(seconds, 1))
+        now = time.monotonic()
+        if self.bar.disable and now - self.printed > 60:
+            self.printed = now
+            self._line(now)
+
+    def _line(self, now: float) -> None:
+        rate = self.seconds / max(now - self.started, 1e-9)
+        say(
+            f"{self.name}: {self.utterances} utterances, {self.seconds / 3600:.2f} h of audio, "
+            f"{rate:.0f} x real time on rank 0"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        self._line(time.monotonic())
 
 
 def sample_frames(

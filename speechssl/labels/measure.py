@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from speechssl import dist
 from speechssl.data.label_store import LabelStore
 from speechssl.labels import quality as q
 from speechssl.labels.features import Extractor
+from speechssl.labels.kmeans import Assigner, KMeansConfig, fit_kmeans
 
 
 def alignments(cuts: Sequence[str], name: str) -> Iterator[tuple[Any, list[tuple]]]:
@@ -103,6 +107,25 @@ def phone_lookup(
         )
     rate, window = extractor.frame_rate_hz, extractor.window_seconds
     return lambda name, frames: q.phone_frames(intervals.get(name, ()), frames, rate, window)
+
+
+def layer_quality(
+    sample: Tensor,
+    keys: np.ndarray,
+    phones: int,
+    classes: int,
+    seed: int,
+    device: torch.device | str,
+) -> dict[str, float]:
+    """Cluster (N, D + 1) frames, whose last column is the phone, and compare the two."""
+    points, column = sample[:, :-1].contiguous(), sample[:, -1].to(torch.int64).numpy()
+    config = KMeansConfig(classes=classes, seed=seed, max_iterations=20)
+    found = fit_kmeans(points, config, keys=keys, device=device)
+    labels = Assigner(found.centroids, device)(points).cpu().numpy()
+    joint = np.zeros((phones, classes), dtype=np.int64)
+    q.add_counts(joint, column, labels)
+    joint = dist.all_reduce_sum(torch.from_numpy(joint).to(device)).cpu().numpy()
+    return {**q.summary(joint), "inertia": found.inertia}
 
 
 def table(report: dict[str, Any]) -> str:
