@@ -13,6 +13,7 @@ Shape legend: B utterances, T encoder frames, D width, S = T * upsample, U token
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -220,7 +221,7 @@ class _Mlp(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, layers: int, dropout: float) -> None:
         super().__init__()
         sizes = [dim] + [hidden_dim] * layers
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
 
