@@ -46,6 +46,11 @@ def hash_id(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+def map_array(path: Path) -> np.ndarray:
+    """Memory-map a .npy file. A plain view: np.memmap's own bookkeeping makes lookups slow."""
+    return np.load(path, mmap_mode="r").view(np.ndarray)
+
+
 class LabelStore:
     """An opened, read-only store; `open` makes one. Cheap to send to another process."""
 
@@ -53,8 +58,8 @@ class LabelStore:
         self.folder = folder
         self.meta = dict(meta)
         generation = meta["generation"]
-        self.keys = np.load(folder / f"keys-{generation}.npy", mmap_mode="r")
-        self.spans = np.load(folder / f"spans-{generation}.npy", mmap_mode="r")
+        self.keys = map_array(folder / f"keys-{generation}.npy")
+        self.spans = map_array(folder / f"spans-{generation}.npy")
         path = folder / f"labels-{generation}.bin"
         dtype = label_dtype(meta["classes"])
         wanted = meta["num_labels"] * dtype.itemsize
@@ -64,7 +69,7 @@ class LabelStore:
                 f"{wanted} for {meta['num_ids']} as meta.json says; make the labels again"
             )
         self.flat = (
-            np.memmap(path, dtype, mode="r") if wanted else np.empty(0, dtype)
+            np.memmap(path, dtype, mode="r").view(np.ndarray) if wanted else np.empty(0, dtype)
         )  # an empty file cannot be mapped
 
     @classmethod

@@ -1,0 +1,130 @@
+"""Utterance and noise mixing: a corrupted view whose targets stay those of the clean utterance.
+
+Source: WavLM (Chen et al., 2022), section III-B and algorithm 1.
+Differs: the partner is drawn from the clean utterances of the whole update and is never the
+utterance itself (the official code can draw it, or a row mixed before), so the result depends on
+neither micro-batches nor ranks; the power of the added signal is that of the part added, so that
+the energy ratio is exact; a short partner is added at its length instead of being repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from speechssl.data.config import MixingConfig
+from speechssl.data.draws import mix, uniform
+from speechssl.data.index import SAMPLE_RATE, CutIndices
+from speechssl.data.reader import AudioError, read_part
+
+# Streams of an utterance's seed; `sampler.crop_start` uses 1.
+_MIXED, _IS_NOISE, _PARTNER, _RATIO, _OVERLAP, _PLACE, _FROM, _RIR, _WHICH_RIR = range(10, 19)
+
+ReadPartner = Callable[[int, float, int], np.ndarray]
+"""(position in the update, start as a share in [0, 1), most samples) -> clean samples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """What was added to an utterance; for logs and tests."""
+
+    partner: int | None
+    begin: int
+    length: int
+    ratio_db: float
+
+
+def partner_of(seed: int, own: int, count: int) -> int | None:
+    """Position of the utterance to add, among `count`, never `own`; None if there is no other."""
+    if count < 2:
+        return None
+    drawn = int(uniform(seed, _PARTNER) * (count - 1))
+    return drawn + (drawn >= own)
+
+
+def mean_square(wave: np.ndarray) -> float:
+    """Power of (L,); 0 for an empty one."""
+    # Not np.dot: its result follows the number of threads, so workers would differ in a bit.
+    return float(np.square(wave).sum(dtype=np.float64)) / max(len(wave), 1)
+
+
+def add_scaled(wave: np.ndarray, added: np.ndarray, begin: int, ratio_db: float) -> bool:
+    """Add a signal in place so that power(wave) / power(added part) is `ratio_db`.
+
+    Returns False, and adds nothing, if one of the two is silent.
+    """
+    power, added_power = mean_square(wave), mean_square(added)
+    if power <= 0 or added_power <= 0:
+        return False
+    scale = np.sqrt(power / (added_power * 10 ** (ratio_db / 10)))
+    wave[begin : begin + len(added)] += np.float32(scale) * added
+    return True
+
+
+class Mixer:
+    """Corrupts utterances; every draw follows from the utterance's own seed."""
+
+    def __init__(self, config: MixingConfig) -> None:
+        self.config = config
+        self.noise = CutIndices([config.noise_cuts]) if config.noise_cuts else None
+        self.rirs = CutIndices([config.rir_cuts]) if config.rir_cuts else None
+
+    def corrupt(
+        self, wave: np.ndarray, seed: int, own: int, count: int, read_partner: ReadPartner
+    ) -> Mixture | None:
+        """Corrupt (L,) float32 in place; return what was added, None for nothing.
+
+        own, count: position of the utterance in its update, and the update's size.
+        """
+        config = self.config
+        if uniform(seed, _RIR) < config.rir_probability:
+            self._reverberate(wave, seed)
+        if uniform(seed, _MIXED) >= config.probability or not len(wave):
+            return None
+        is_noise = uniform(seed, _IS_NOISE) < config.noise_probability
+        low, high = config.noise_ratio_db if is_noise else config.speech_ratio_db
+        ratio_db = low + (high - low) * uniform(seed, _RATIO)
+        longest = int(uniform(seed, _OVERLAP) * (config.max_overlap * len(wave) + 1))
+        longest = min(longest, len(wave))
+        partner = None if is_noise else partner_of(seed, own, count)
+        if not longest or (not is_noise and partner is None):
+            return None
+        try:
+            if partner is None:
+                added = self._noise(seed, longest)
+            else:
+                added = read_partner(partner, uniform(seed, _FROM), longest)
+        except AudioError:
+            # Named where the utterance or noise itself is read; here it just adds nothing.
+            return None
+        begin = int(uniform(seed, _PLACE) * (len(wave) - len(added) + 1))
+        if not len(added) or not add_scaled(wave, added, begin, ratio_db):
+            return None
+        return Mixture(partner, begin, len(added), ratio_db)
+
+    def _noise(self, seed: int, longest: int) -> np.ndarray:
+        assert self.noise is not None
+        record = self.noise[mix(seed, _PARTNER) % len(self.noise)]
+        length = min(longest, record.num_samples)
+        start = int(uniform(seed, _FROM) * (record.num_samples - length + 1))
+        return read_part(record, start, length)
+
+    def _reverberate(self, wave: np.ndarray, seed: int) -> None:
+        """Convolve in place with a room impulse response, keeping onset and power.
+
+        The response's direct path is moved to time 0, so that frame labels stay true.
+        """
+        assert self.rirs is not None
+        record = self.rirs[mix(seed, _WHICH_RIR) % len(self.rirs)]
+        try:
+            rir = read_part(record, 0, record.num_samples)
+        except AudioError:
+            return
+        rir = rir[int(np.abs(rir).argmax()) :][:SAMPLE_RATE]
+        size = 1 << (len(wave) + len(rir) - 2).bit_length()
+        wet = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(rir, size), size)[: len(wave)]
+        power, wet_power = mean_square(wave), mean_square(wet)
+        if wet_power > 0:
+            wave[:] = wet * np.sqrt(power / wet_power)
