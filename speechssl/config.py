@@ -96,7 +96,7 @@ def parse(
     from jsonargparse import ArgumentError
 
     parser = _parser(config_class, prog, description)
-    words = _bracket_lists(parser, list(sys.argv[1:] if argv is None else argv))
+    words = _forgive(parser, list(sys.argv[1:] if argv is None else argv))
     try:
         namespace = parser.parse_args(words)
         return _build(config_class, parser, namespace)
@@ -106,8 +106,8 @@ def parse(
         raise SystemExit(2) from None
 
 
-def _bracket_lists(parser: ArgumentParser, words: list[str]) -> list[str]:
-    """Let an option that holds a list also take `--layers 6,9` and `--cuts a.jsonl.gz`."""
+def _forgive(parser: ArgumentParser, words: list[str]) -> list[str]:
+    """Take dashes in names of options, and lists without brackets: `--max-seconds`, `--layers 6,9`."""
     lists = {
         name
         for action in parser._actions
@@ -120,6 +120,9 @@ def _bracket_lists(parser: ArgumentParser, words: list[str]) -> list[str]:
 
     result: list[str] = []
     for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            word = f"--{name[2:].replace('-', '_')}{equals}{value}"
         name, equals, value = word.partition("=")
         if equals and name in lists:
             result.append(f"{name}={bracket(value)}")

@@ -28,6 +28,7 @@ class Options:
     encoder: EncoderConfig = dataclasses.field(default_factory=TransformerConfig)
     layers: list[int] = dataclasses.field(default_factory=list)
     files: list[str] = dataclasses.field(default_factory=list)
+    sample_frames: int = 1
 
 
 def test_the_last_of_files_and_options_wins(tmp_path: Path) -> None:
@@ -42,6 +43,11 @@ def test_the_last_of_files_and_options_wins(tmp_path: Path) -> None:
 def test_a_list_needs_no_brackets(words: list[str]) -> None:
     assert parse(Options, words).layers == [6, 9]
     assert parse(Options, ["--files", "a.jsonl.gz"]).files == ["a.jsonl.gz"]
+
+
+def test_a_name_may_be_written_with_dashes() -> None:
+    found = parse(Options, ["--sample-frames", "-2", "--name", "--x-y"[2:]])
+    assert (found.sample_frames, found.name) == (-2, "x-y")
 
 
 @pytest.mark.parametrize(
