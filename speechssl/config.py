@@ -107,7 +107,7 @@ def parse(
 
 
 def _forgive(parser: ArgumentParser, words: list[str]) -> list[str]:
-    """Take dashes in names of options, and lists without brackets: `--max-seconds`, `--layers 6,9`."""
+    """Take dashes in names of options, and lists without brackets: `--layers 6,9`."""
     lists = {
         name
         for action in parser._actions
