@@ -27,8 +27,8 @@ _PLACED = {"id", "audio", "duration", "num_samples", "sampling_rate", "split"} |
 class Config:
     """Which corpora, and where the cuts go."""
 
-    source: list[str]
-    """Corpus folders (each with the manifest), or parents of such folders: '[dirA,dirB]'."""
+    source: list[str] | str
+    """Corpus folder (with the manifest), parent of such folders, or several: '[dirA,dirB]'."""
     output: str
     """Folder for cuts_<split>.jsonl.gz and missing.txt."""
     only: list[str] = dataclasses.field(default_factory=list)
@@ -46,7 +46,8 @@ class Config:
 def find_manifests(config: Config) -> list[Path]:
     """Manifests of the corpora asked for, by name; raise `ValueError` where one is not found."""
     found: dict[str, Path] = {}
-    for source in map(Path, config.source):
+    sources = [config.source] if isinstance(config.source, str) else config.source
+    for source in map(Path, sources):
         if not source.is_dir():
             raise ValueError(f"source: found no folder {source}, want a corpus folder or a parent")
         own = source / config.manifest
@@ -69,7 +70,7 @@ def find_manifests(config: Config) -> list[Path]:
     absent = sorted(set(config.only) - set(found))
     if absent:
         raise ValueError(
-            f"only: found no corpus {', '.join(absent)} below {', '.join(config.source)}, "
+            f"only: found no corpus {', '.join(absent)} below {', '.join(sources)}, "
             f"want some of: {', '.join(sorted(found)) or 'none there'}"
         )
     return [found[name] for name in sorted(found)]
