@@ -181,7 +181,7 @@ def apply(config: ApplyConfig) -> None:
     }
     writer = LabelWriter(config.output, meta)
     reader = _read(config)
-    with Progress("labelling") as progress:
+    with Progress("labelling", reader.num_cuts) as progress:
         done = write_labels(reader, extractor, codebook, writer, device, progress)
     writer.finish()
     skipped = _all_skipped(reader)
@@ -236,7 +236,7 @@ def layers(config: LayersConfig) -> None:
     capacity = rank_capacity(config.sample_frames)
     reservoirs = {n: FrameReservoir(capacity, extractor.dim + 1, seed=config.seed) for n in numbers}
     reader = _read(config)
-    with Progress("reading") as progress:
+    with Progress("reading", reader.num_cuts) as progress:
         sample_layers(reader, extractor, reservoirs, phones, progress)
     skipped = _all_skipped(reader)
     rows = []
@@ -280,7 +280,7 @@ def _sample(
         dtype=torch.float16 if config.half else torch.float32,
     )
     reader = _read(config)
-    with Progress("sampling") as progress:
+    with Progress("sampling", reader.num_cuts) as progress:
         sample_frames(reader, extractor, reservoir, progress)
     points, keys, seen = reservoir.shared_sample(config.sample_frames)
     source = {"frames_seen": seen, "skipped": _all_skipped(reader)}

@@ -32,8 +32,10 @@ def say(text: str) -> None:
 class Progress:
     """A bar on a terminal; otherwise a line every minute."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, total: int | None = None) -> None:
+        """total: utterances over all ranks."""
         self.name = name
+        self.total = None if total is None else -(-total // dist.world_size())
         self.seconds, self.utterances = 0.0, 0
 
     def __enter__(self) -> Progress:
@@ -41,23 +43,27 @@ class Progress:
 
         self.started = self.printed = time.monotonic()
         shown = dist.is_main() and sys.stderr.isatty()
-        self.bar = tqdm(desc=self.name, unit=" audio s", disable=not shown)
+        self.bar = tqdm(desc=self.name, total=self.total, unit="utt", disable=not shown)
         return self
 
     def __call__(self, seconds: float, utterances: int) -> None:
         self.seconds += seconds
         self.utterances += utterances
-        self.bar.update(round(seconds, 1))
         now = time.monotonic()
+        self.bar.set_postfix_str(f"{self._speed(now):.0f} x real time", refresh=False)
+        self.bar.update(utterances)
         if self.bar.disable and now - self.printed > 60:
             self.printed = now
             self._line(now)
 
+    def _speed(self, now: float) -> float:
+        return self.seconds / max(now - self.started, 1e-9)
+
     def _line(self, now: float) -> None:
-        rate = self.seconds / max(now - self.started, 1e-9)
+        done = f"{self.utterances}" + ("" if self.total is None else f" of about {self.total}")
         say(
-            f"{self.name}: {self.utterances} utterances, {self.seconds / 3600:.2f} h of audio, "
-            f"{rate:.0f} x real time on rank 0"
+            f"{self.name}: {done} utterances, {self.seconds / 3600:.2f} h of audio, "
+            f"{self._speed(now):.0f} x real time on rank 0"
         )
 
     def __exit__(self, *_: object) -> None:
