@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.utils.data
 
 from speechssl.contract import IGNORE, Batch
 from speechssl.data.draws import utterance_seed
@@ -60,6 +61,14 @@ class _Row:
     length: int
     labels: dict[str, np.ndarray | int] = dataclasses.field(default_factory=dict)
     text: list[int] = dataclasses.field(default_factory=list)
+
+
+def _new_waves(rows: int, samples: int) -> torch.Tensor:
+    """Uninitialised (B, L); in a worker process, in shared memory, which saves a copy later."""
+    if torch.utils.data.get_worker_info() is None or not rows * samples:
+        return torch.empty(rows, samples)
+    storage = torch.UntypedStorage._new_shared(rows * samples * 4, device="cpu")
+    return torch.empty(0).set_(storage, 0, (rows, samples), (samples, 1))
 
 
 class Collator:
@@ -118,7 +127,7 @@ class Collator:
         conversions: Conversions,
     ) -> tuple[list[_Row], torch.Tensor]:
         """The usable rows and their (B, L) waves; adds each one's samples to `clean`."""
-        wave = torch.zeros(len(rows), max((r.length for r in rows), default=0))
+        wave = _new_waves(len(rows), max((r.length for r in rows), default=0))
         array = wave.numpy()
         kept: list[int] = []
         for i, row in enumerate(rows):
@@ -134,11 +143,12 @@ class Collator:
                 skipped.append(f"{row.record.id}: {error}")
                 continue
             row.length = len(samples)
+            array[i, row.length :] = 0
             kept.append(i)
         if len(kept) < len(rows):
             rows = [rows[i] for i in kept]
             longest = max((r.length for r in rows), default=0)
-            wave = wave[kept, :longest].contiguous()
+            wave = _new_waves(len(kept), longest).copy_(wave[kept, :longest])
             array = wave.numpy()
         for i, row in enumerate(rows):
             clean[row.place] = array[i, : row.length]
@@ -197,7 +207,7 @@ class Collator:
         self, rows: list[_Row], wave: torch.Tensor, task: Task, clean: dict[int, np.ndarray]
     ) -> torch.Tensor:
         assert self.mixer is not None
-        mixed = wave.clone()
+        mixed = _new_waves(*wave.shape).copy_(wave)
         array = mixed.numpy()
 
         def read_partner(place: int, share: float, longest: int) -> np.ndarray:

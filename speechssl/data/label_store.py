@@ -51,6 +51,29 @@ def map_array(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r").view(np.ndarray)
 
 
+def label_frames(
+    labels: np.ndarray, rate_hz: float, start_sample: int, num_frames: int, hop_samples: int
+) -> np.ndarray:
+    """Take the label at the first sample of each encoder frame: see `LabelStore.window`."""
+    out = np.full(num_frames, IGNORE, dtype=np.int64)
+    rate = int(rate_hz)
+    if rate == rate_hz and start_sample >= 0 and hop_samples * rate % SAMPLE_RATE == 0:
+        step = hop_samples * rate // SAMPLE_RATE
+        first = start_sample * rate // SAMPLE_RATE
+        if step:
+            taken = labels[first : first + step * num_frames : step]
+            out[: len(taken)] = taken
+            return out
+    samples = start_sample + hop_samples * np.arange(num_frames, dtype=np.int64)
+    if rate == rate_hz:
+        index = samples * rate // SAMPLE_RATE
+    else:
+        index = np.floor(samples * rate_hz / SAMPLE_RATE).astype(np.int64)
+    inside = (index >= 0) & (index < len(labels))
+    out[inside] = labels[index[inside]]
+    return out
+
+
 class LabelStore:
     """An opened, read-only store; `open` makes one. Cheap to send to another process."""
 
@@ -118,24 +141,23 @@ class LabelStore:
         start, length = self.spans[at]
         return int(start), int(length)
 
-    def num_frames(self, recording_id: str) -> int:
-        """Number of labels of an id."""
+    def get(self, recording_id: str) -> np.ndarray | None:
+        """(T,) labels of an id, a read-only view into the file; None if there are none."""
         found = self._find(recording_id)
-        if found is None:
-            raise MissingLabelError(
-                f"labels: found none for {recording_id!r} in {self.folder} "
-                f"({len(self)} ids); make labels for these cuts with `speechssl cluster apply`"
-            )
-        return found[1]
+        return None if found is None else self.flat[found[0] : found[0] + found[1]]
 
     def frames(self, recording_id: str) -> np.ndarray:
         """(T,) labels of a recording, a read-only view into the file.
 
         Raises `MissingLabelError` (a `ValueError`) that names the id and the store.
         """
-        self.num_frames(recording_id)
-        start, length = self._find(recording_id) or (0, 0)
-        return self.flat[start : start + length]
+        labels = self.get(recording_id)
+        if labels is None:
+            raise MissingLabelError(
+                f"labels: found none for {recording_id!r} in {self.folder} "
+                f"({len(self)} ids); make labels for these cuts with `speechssl cluster apply`"
+            )
+        return labels
 
     def value(self, recording_id: str) -> int:
         """The label of an utterance, in a store of utterance labels (frame_rate_hz 0)."""
@@ -152,16 +174,7 @@ class LabelStore:
         if not self.frame_rate_hz:
             raise ValueError(f"{self.folder}: found utterance labels, want labels per frame")
         labels = self.frames(recording_id)
-        samples = start_sample + hop_samples * np.arange(num_frames, dtype=np.int64)
-        rate = self.frame_rate_hz
-        if float(rate).is_integer():
-            index = samples * int(rate) // SAMPLE_RATE
-        else:
-            index = np.floor(samples * rate / SAMPLE_RATE).astype(np.int64)
-        inside = (index >= 0) & (index < len(labels))
-        out = np.full(num_frames, IGNORE, dtype=np.int64)
-        out[inside] = labels[index[inside]]
-        return out
+        return label_frames(labels, self.frame_rate_hz, start_sample, num_frames, hop_samples)
 
     def ids(self) -> Iterator[str]:
         """Every id, in the order written."""

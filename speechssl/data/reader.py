@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from speechssl.data.index import SAMPLE_RATE, CutRecord
-from speechssl.data.label_store import LabelStore, MissingLabelError
+from speechssl.data.label_store import LabelStore, MissingLabelError, label_frames
 
 LABEL_TOLERANCE_SECONDS = 0.1
 _SHORT_SECONDS = 0.1  # how much less audio than the manifest says is still accepted
@@ -189,22 +189,23 @@ def label_window(
     Raises `UnusableError` if there are no labels, or they are longer or shorter than the audio
     by more than 0.1 s.
     """
-    by_cut = record.id in store
-    name = record.id if by_cut else record.recording_id
-    try:
-        count = store.num_frames(name)
-    except MissingLabelError as error:
-        raise UnusableError(str(error)) from None
+    labels = store.get(record.id)
+    by_cut = labels is not None
+    if labels is None:
+        try:
+            labels = store.frames(record.recording_id)
+        except MissingLabelError as error:
+            raise UnusableError(str(error)) from None
     rate = store.frame_rate_hz
     if not rate:
-        return store.value(name)
+        return int(labels[0])
     audio_seconds = record.duration if by_cut else record.recording_duration
-    if abs(count / rate - audio_seconds) > LABEL_TOLERANCE_SECONDS:
+    if abs(len(labels) / rate - audio_seconds) > LABEL_TOLERANCE_SECONDS:
         raise UnusableError(
-            f"labels {store.name!r}: found {count / rate:.2f} s of labels at {rate:g} Hz for "
+            f"labels {store.name!r}: found {len(labels) / rate:.2f} s of labels at {rate:g} Hz for "
             f"{audio_seconds:.2f} s of audio, want a difference of at most "
             f"{LABEL_TOLERANCE_SECONDS} s; were they made from this audio, at this rate?"
         )
     begin = start if by_cut else record.start_sample + start
     frames = -(-num_samples // hop_samples)
-    return store.window(name, begin, frames, hop_samples)
+    return label_frames(labels, rate, begin, frames, hop_samples)
