@@ -75,7 +75,7 @@ def run(config: FinetuneConfig) -> int:
 
     from speechssl import dist
     from speechssl.data.loader import open_source
-    from speechssl.train.folder import open_folder, provenance
+    from speechssl.train.folder import export, open_folder, provenance, write_architecture
     from speechssl.train.trainer import Trainer
 
     dist.init(config.train.device)
@@ -84,6 +84,8 @@ def run(config: FinetuneConfig) -> int:
     encoder = build_encoder(config)
     data, head_config, tokenizer = with_tokenizer(config)
     head = head_config.build(encoder)
+    if dist.is_main():
+        write_architecture(config.output, encoder.config, head_config, tokenizer)
     train = open_source(data, hop_samples=encoder.hop_samples, split="train")
     valid = (
         open_source(data, hop_samples=encoder.hop_samples, split="valid") if data.valid else None
@@ -94,7 +96,7 @@ def run(config: FinetuneConfig) -> int:
         state = trainer.export_state(config.export)
         if dist.is_main():
             origin = provenance(config, result.step) | {"best": result.best, "init": config.init}
-            export_head(config.output, head_config, encoder.config, state, tokenizer, origin)
+            export(config.output, config.output, state, origin)
     dist.shutdown()
     return 0 if result.finished else 128 + result.signal
 
@@ -157,38 +159,14 @@ def with_tokenizer(config: FinetuneConfig) -> tuple[DataConfig, HeadConfig, dict
 
 
 def transcripts(cuts: list[str]) -> Iterator[str]:
-    """Texts of all supervisions of the training cuts."""
-    from lhotse import CutSet
+    """Texts of the training cuts, as the loader reads them."""
+    from speechssl.data.index import CutIndices
 
-    for path in cuts:
-        opened = CutSet.from_shar(in_dir=path) if Path(path).is_dir() else CutSet.from_file(path)
-        for cut in opened:
-            for supervision in cut.supervisions:
-                if supervision.text:
-                    yield supervision.text
-
-
-def export_head(
-    output: str | Path,
-    head_config: HeadConfig,
-    encoder_config: EncoderConfig,
-    state: dict[str, Any],
-    tokenizer: dict | None,
-    origin: dict,
-) -> None:
-    """Write model.safetensors and model.json of a head's whole state dict."""
-    from speechssl.model_file import save_model
-
-    prefix = "encoder."
-    save_model(
-        output,
-        encoder_config,
-        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
-        head_config=head_config,
-        head_state={k: v for k, v in state.items() if not k.startswith(prefix)},
-        tokenizer=tokenizer,
-        provenance=origin,
-    )
+    indices = CutIndices(cuts)
+    for at in range(len(indices)):
+        text = indices[at].text
+        if text:
+            yield text
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def run(config: PretrainConfig) -> int:
 
     from speechssl import dist
     from speechssl.data.loader import open_source
-    from speechssl.train.folder import open_folder, provenance
+    from speechssl.train.folder import export, open_folder, provenance, write_architecture
     from speechssl.train.trainer import Trainer
 
     device = dist.init(config.train.device)
@@ -61,7 +61,10 @@ def run(config: PretrainConfig) -> int:
     objective = config.objective.build()
     if config.init_from:
         load_encoder(objective.encoder, config.init_from)
-    hop: Any = objective.encoder.hop_samples
+    encoder: Any = objective.encoder
+    if dist.is_main():
+        write_architecture(config.output, encoder.config)
+    hop = encoder.hop_samples
     data = config.data
     if config.probe_batches:
         objective.to(device)
@@ -73,7 +76,7 @@ def run(config: PretrainConfig) -> int:
     if result.finished:
         state = trainer.export_state("last")
         if dist.is_main():
-            export_encoder(config.output, objective, state, provenance(config, result.step))
+            export(config.output, config.output, state, provenance(config, result.step))
     dist.shutdown()
     return 0 if result.finished else 128 + result.signal
 
@@ -104,13 +107,6 @@ def load_encoder(encoder: Any, folder: str) -> None:
     from speechssl.model_file import load_strictly, open_model
 
     load_strictly(encoder, open_model(folder).encoder.state_dict(), folder)
-
-
-def export_encoder(output: str, objective: Any, state: dict[str, Any], origin: dict) -> None:
-    from speechssl.model_file import save_model
-
-    encoder = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
-    save_model(output, objective.encoder.config, encoder, provenance=origin)
 
 
 if __name__ == "__main__":

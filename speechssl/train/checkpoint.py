@@ -217,3 +217,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Weights and buffers of checkpoint `path`, averaged where it holds averages."""
     reader = Reader(path)
     return reader.whole("model/") | reader.whole("average/")
+
+
+def find(folder: Path, which: str) -> Path:
+    """The newest checkpoint below `folder` ("last"), or that of the best validation ("best")."""
+    known = steps(folder)
+    if not known:
+        raise ValueError(f"checkpoint: found none in {folder}, want step_N with state.json")
+    newest = folder / f"step_{known[-1]}"
+    if which == "last":
+        return newest
+    best = Reader(newest).state.get("best")
+    if best is None or int(best["step"]) not in known:
+        raise ValueError(f"checkpoint: {folder} has no best one: the run made no validation")
+    return folder / f"step_{int(best['step'])}"

@@ -1,15 +1,19 @@
-"""A run's folder: its resolved configuration, the check on resuming, and provenance."""
+"""A run's folder: its configuration, the check on resuming, provenance, and the export."""
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from speechssl import dist
-from speechssl.config import save_yaml, to_dict
+from speechssl.config import EncoderConfig, HeadConfig, from_class_path, save_yaml, to_dict
+from speechssl.model_file import save_model
 from speechssl.train import checkpoint
 
 FREE = {
@@ -67,8 +71,65 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def write_architecture(
+    output: str | Path,
+    encoder: EncoderConfig,
+    head: HeadConfig | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+) -> None:
+    """Write architecture.json, with which any checkpoint of the run can be exported alone."""
+    values = {
+        "encoder": to_dict(encoder),
+        "head": None if head is None else to_dict(head),
+        "tokenizer": None if tokenizer is None else dict(tokenizer),
+    }
+    temporary = Path(output) / "architecture.json.tmp"
+    temporary.write_text(json.dumps(values, indent=2))
+    temporary.replace(Path(output) / "architecture.json")
+
+
+def export(
+    run: str | Path, output: str | Path, state: Mapping[str, Tensor], origin: Mapping[str, Any]
+) -> None:
+    """Write model.safetensors and model.json to `output` of weights of the run in folder `run`.
+
+    state: the whole state dict; without a head, only its encoder's part is kept.
+    """
+    encoder, head, tokenizer = read_architecture(run)
+    prefix = "encoder."
+    save_model(
+        output,
+        encoder,
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
+        head_config=head,
+        head_state={k: v for k, v in state.items() if head and not k.startswith(prefix)},
+        tokenizer=tokenizer,
+        provenance=origin,
+    )
+
+
+def read_architecture(
+    run: str | Path,
+) -> tuple[EncoderConfig, HeadConfig | None, Mapping[str, Any] | None]:
+    """Encoder, head and tokenizer of a run, as `write_architecture` left them."""
+    path = Path(run) / "architecture.json"
+    if not path.is_file():
+        raise ValueError(f"export: found no {path}, want the folder of a training run")
+    values = json.loads(path.read_text())
+    head = values["head"]
+    return (
+        from_class_path(EncoderConfig, values["encoder"]),
+        None if head is None else from_class_path(HeadConfig, head),
+        values["tokenizer"],
+    )
+
+
 def provenance(config: Any, step: int) -> dict[str, Any]:
     """What made a model: versions, the commit of this program where known, config and step."""
+    return versions() | {"step": step, "config": to_dict(config)}
+
+
+def versions() -> dict[str, Any]:
     import torch
 
     import speechssl
@@ -78,8 +139,6 @@ def provenance(config: Any, step: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": _commit(),
-        "step": step,
-        "config": to_dict(config),
     }
 
 

@@ -16,6 +16,7 @@ import json
 import math
 import random
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -113,7 +114,10 @@ class Trainer:
         stopped = False
         try:
             while self.step < config.steps and not stopped:
-                update = next(updates)
+                update = self._next(updates)
+                if update is None:
+                    self._save(final=True)
+                    break
                 clock.loaded()
                 sound = self._update(update)
                 clock.updated(update)
@@ -201,6 +205,16 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def _next(self, updates: Iterator[Update]) -> Update | None:
+        """The next update; None if a signal to this only process took its readers down too."""
+        try:
+            return next(updates)
+        except RuntimeError:
+            if not self.signal or dist.world_size() > 1:
+                raise
+            self.stopping = True
+            return None
+
     def _pull(self) -> Iterator[Update]:
         yield from self.train.updates(self.position)
         raise ValueError(
@@ -280,6 +294,8 @@ class Trainer:
         sums = log.Sums(self.device)
         with self.average.in_place() if self.average else nullcontext():
             for i, (batch, counts) in enumerate(self._even(self.valid.one_pass())):
+                if batch.filler and self.parallel != "fsdp2":
+                    continue
                 seed_all(self.config.seed, 0xA11, i, dist.rank())
                 with self._autocast():
                     loss = self.objective(batch.to(self.device))
@@ -424,11 +440,15 @@ class Trainer:
     # --- signals and time -------------------------------------------------------------------
 
     def _catch_signals(self) -> dict[int, Any]:
-        """SIGTERM and SIGINT end the run behind the current update; a second one at once."""
+        """SIGTERM and SIGINT end the run behind the current update; again, later, at once."""
+        first = math.inf
 
         def note(number: int, _: Any) -> None:
-            if self.signal:
+            nonlocal first
+            # A launcher passes on what the terminal has sent already: that is no second one.
+            if time.monotonic() > first + 2.0:
                 raise KeyboardInterrupt
+            first = min(first, time.monotonic())
             self.signal = number
 
         try:
