@@ -51,7 +51,7 @@ class CutRecord:
     duration: float
     channel: int | None
     recording_duration: float
-    text: str | None
+    text: str | None = None
     offset: int = 0
     size: int = 0
     full: dict[str, Any] | None = None
