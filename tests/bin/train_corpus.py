@@ -1,4 +1,4 @@
-"""A small corpus of generated tones with transcripts and frame labels, for the training programs."""
+"""A small corpus of generated tones with transcripts and labels, for the training programs."""
 
 from __future__ import annotations
 
