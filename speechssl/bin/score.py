@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     results["worst"] = [_worst(s) for s in scored[: options.worst] if s.words.errors]
     decoding = folder / "decode.json"
     if decoding.is_file():
-        results["decode"] = json.loads(decoding.read_text(encoding="utf-8"))
+        how = json.loads(decoding.read_text(encoding="utf-8"))
+        # Times differ between runs of the same decoding; they stay in decode.json.
+        results["decode"] = {k: v for k, v in how.items() if k != "timing"}
     arguments = sys.argv[1:] if argv is None else argv
     results["command"] = shlex.join(["speechssl", "score", *arguments])
     results["commit"] = _commit()

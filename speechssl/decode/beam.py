@@ -106,6 +106,8 @@ def lexicon_space(
     model = _language_model(lm, words)
     trie = decoder.Trie(tokens, space)
     start = model.start(False)
+    if lm is not None:
+        _check_names(model, words, f"word of the lexicon (such as {next(iter(lexicon))!r})", lm)
     for word, spellings in lexicon.items():
         index = words.get_index(word)
         _, score = model.score(start, index)
@@ -132,8 +134,12 @@ def token_space(
     names = Dictionary()
     for symbol in symbols:
         names.add_entry(token_name(symbol))
+    names.add_entry(UNKNOWN)
     space = symbols.index(" ") if " " in symbols else None
-    return SearchSpace(len(symbols), blank, space, _language_model(lm, names))
+    model = _language_model(lm, names)
+    if lm is not None:
+        _check_names(model, names, "token (a model over words needs a lexicon)", lm)
+    return SearchSpace(len(symbols), blank, space, model)
 
 
 def token_name(symbol: str) -> str:
@@ -252,3 +258,14 @@ def _language_model(path: str | Path | None, names: Any) -> Any:
         raise ValueError(
             f"lm: found {path}, which KenLM cannot read: {str(error).strip()[:300]}"
         ) from None
+
+
+def _check_names(model: Any, names: Any, what: str, path: str | Path) -> None:
+    """Raise `ValueError` if every name is unknown to the language model."""
+    start = model.start(False)
+    unknown = model.score(start, names.get_index(UNKNOWN))[1]
+    if all(model.score(start, i)[1] == unknown for i in range(names.index_size())):
+        raise ValueError(
+            f"lm: {path} knows no {what}; want a model over the same units and of the same case, "
+            "such as `speechssl lm --tokenizer` makes"
+        )

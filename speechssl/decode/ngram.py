@@ -14,6 +14,7 @@ Meant for recipe-sized texts (tens of millions of words: all counts are held in 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections import Counter, defaultdict
@@ -110,7 +111,7 @@ class NgramModel:
 def estimate(
     sentences: Iterable[Sequence[str]], order: int, *, words: Iterable[str] = ()
 ) -> NgramModel:
-    """Estimate a model from tokenised sentences.
+    """Estimate a model from tokenised sentences, in which rare words may stand as <unk>.
 
     words: further vocabulary; a word that the text lacks gets the probability of <unk>.
     Raises `ValueError` for an order below 1, for no text, or for a reserved symbol in the text.
@@ -160,8 +161,8 @@ def _count(sentences: Iterable[Sequence[str]], order: int) -> list[Counter[Gram]
     for number, words in enumerate(sentences):
         if not words:
             continue
-        if any(w in RESERVED for w in words):
-            raise ValueError(f"sentence {number}: found a reserved symbol, one of {RESERVED}")
+        if BEGIN in words or END in words:
+            raise ValueError(f"sentence {number}: found a reserved symbol, {BEGIN} or {END}")
         empty = False
         padded = (BEGIN, *words, END)
         for n in range(1, order + 1):
@@ -179,7 +180,7 @@ def _count(sentences: Iterable[Sequence[str]], order: int) -> list[Counter[Gram]
 def _adjust(raw: list[Counter[Gram]]) -> list[dict[Gram, int]]:
     """Below the highest order: distinct left neighbours, or plain counts behind <s>."""
     adjusted: list[dict[Gram, int]] = []
-    for counts, longer in zip(raw[:-1], raw[1:], strict=True):
+    for counts, longer in itertools.pairwise(raw):
         kept: dict[Gram, int] = defaultdict(int)
         for gram in longer:
             kept[gram[1:]] += 1

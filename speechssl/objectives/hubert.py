@@ -157,12 +157,16 @@ class Hubert(Objective):
                 f"store in data.labels, such as data.labels.{name}=exp/km1/labels"
             )
         target = batch.targets[name]
-        if target.shape != mask.shape:
+        # Labels cover every hop that has a sample; the last ones hold less than a whole frame.
+        size, hop = mask.shape[1], self.encoder.hop_samples
+        spare = -(-self.encoder.receptive_field_samples // hop)
+        if target.ndim != 2 or not size <= target.shape[1] <= size + spare:
             raise ValueError(
-                f"labels {name!r}: found shape {tuple(target.shape)}, want one label per encoder "
-                f"frame, {tuple(mask.shape)}; the data's hop_samples must be the encoder's, "
-                f"{self.encoder.hop_samples}"
+                f"labels {name!r}: found shape {tuple(target.shape)}, want (B, T) with T from "
+                f"{size} (the encoder's frames) to {size + spare}; the data's hop_samples must be "
+                f"the encoder's, {hop}"
             )
+        target = target[:, :size]
         # On a GPU the check would wait for the device at each step; there the loss asserts.
         if not target.is_cuda and target.numel() and int(target.max()) >= self.config.classes[name]:
             raise ValueError(

@@ -26,18 +26,12 @@ class WavLMConfig(HubertConfig):
 
 
 class WavLM(Hubert):
-    """Masked prediction and denoising.
-
-    Validation batches carry no mixed view, since mixing is random and a validation pass is not:
-    in eval mode the clean signal is then read. In training its absence is an error.
-    """
+    """Masked prediction and denoising."""
 
     def input_wave(self, batch: Batch) -> Tensor:
-        if VIEW in batch.views:
-            return batch.views[VIEW]
-        if self.training:
+        if VIEW not in batch.views:
             raise ValueError(
                 f"batch: found views {sorted(batch.views)}, want {VIEW!r}; set data.mixing (such "
                 "as data.mixing.probability=0.2), or use HubertConfig for clean input"
             )
-        return batch.wave
+        return batch.views[VIEW]

@@ -22,7 +22,7 @@ def test_results_and_alignments_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_hypotheses(tmp_path)
-    (tmp_path / "decode.json").write_text('{"method": "greedy"}')
+    (tmp_path / "decode.json").write_text('{"method": "greedy", "timing": {"rtf": 0.1}}')
     assert main(["--decode", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["wer"] == pytest.approx(1 / 6) and results["errors"] == 1

@@ -123,6 +123,16 @@ def test_a_language_model_decides_between_words_that_sound_alike(tmp_path: Path)
         assert " ".join(found[0].words) == f"d {likely}"
 
 
+def test_a_language_model_over_letters_needs_no_lexicon(tmp_path: Path) -> None:
+    pytest.importorskip("flashlight.lib.text.decoder")
+    heard = speak("ab", confidence=1.0)
+    heard[4:, [3, 4]] = heard[4:, [3, 4]].mean(1, keepdims=True)  # b and c alike
+    for likely in "bc":
+        estimate([["a", likely]] * 9 + [["a", "a"], ["b", "c"]], 2).write_arpa(tmp_path / "lm.arpa")
+        search = BeamSearch(token_space(SYMBOLS, lm=tmp_path / "lm.arpa"), BeamOptions(lm_weight=3))
+        assert list(search(heard)[0].tokens) == spell("a" + likely)
+
+
 def test_a_high_word_score_gives_more_words() -> None:
     pytest.importorskip("flashlight.lib.text.decoder")
     space = lexicon_space(lexicon(["a", "b", "ab", "ba"]), tokens=6, space=1)
@@ -158,6 +168,11 @@ def test_wrong_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.arpa").write_text("nothing of the kind")
     with pytest.raises(ValueError, match="KenLM cannot read"):
         token_space(SYMBOLS, lm=tmp_path / "bad.arpa")
+    estimate([["AB", "BA"]], 2).write_arpa(tmp_path / "upper.arpa")
+    with pytest.raises(ValueError, match="needs a lexicon"):
+        token_space(SYMBOLS, lm=tmp_path / "upper.arpa")
+    with pytest.raises(ValueError, match="knows no word"):
+        lexicon_space(lexicon(["ab", "ba"]), tokens=6, space=1, lm=tmp_path / "upper.arpa")
     with pytest.raises(ValueError, match="spelling"):
         lexicon_space({"a b": [spell("a b")]}, tokens=6, space=1)
     with pytest.raises(ValueError, match="log_probs"):

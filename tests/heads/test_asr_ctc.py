@@ -86,7 +86,7 @@ def brute_force(log_probs: Tensor, tokens: list[int]) -> float:
     for path in itertools.product(range(vocab), repeat=frames):
         merged = [k for k, _ in itertools.groupby(path) if k != 0]
         if merged == tokens:
-            total += float(log_probs[range(frames), path].sum().exp())
+            total += log_probs[range(frames), path].sum().exp().item()
     return -float(torch.tensor(total, dtype=torch.float64).log())
 
 

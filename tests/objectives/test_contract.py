@@ -89,7 +89,7 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_utterances(kind: Any) -> None:
     batch = batch_for(objective)
     whole = objective(batch)
     alone = [objective(one(batch, i)) for i in range(len(batch))]
-    assert float(whole.total) == pytest.approx(sum(float(x.total) for x in alone), rel=1e-5)
+    assert whole.total.item() == pytest.approx(sum(x.total.item() for x in alone), rel=1e-5)
     assert float(whole.count) == sum(float(x.count) for x in alone)
 
 
