@@ -93,7 +93,7 @@ def record_from_cut(cut: dict[str, Any]) -> CutRecord:
                 text=text,
             )
     elif cut.get("type", "MonoCut") == "MonoCut":
-        raise ValueError(f"cut {cut.get('id')!r}: found no recording, want audio")
+        raise ValueError(f"cut {cut['id']!r}: found no recording, want audio")
     duration = cut["duration"] if "duration" in cut else _mixed_duration(cut)
     recording_id = recording["id"] if recording else cut["id"]
     span = recording["duration"] if recording else duration

@@ -46,7 +46,8 @@ def split_batches(
     """Split utterances into micro-batches: per rank, an equal number of tuples of positions.
 
     A micro-batch holds neighbours in length, so that (utterances * longest) <= max_samples; there
-    are as few as possible, rounded up to a multiple of the ranks, and of about equal cost.
+    are as few as possible, rounded up to a multiple of the ranks, and of about equal cost. Where
+    every utterance is a micro-batch already, empty ones fill the last round.
 
     Raises `ValueError` for fewer utterances than ranks.
     """
@@ -58,7 +59,7 @@ def split_batches(
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     ordered = [lengths[i] for i in order]
     groups = _even_groups(ordered, max_samples, world_size)
-    groups.sort(key=lambda g: -ordered[g[0]] * (g[1] - g[0]))
+    groups.sort(key=lambda g: -ordered[g[0]] * (g[1] - g[0]) if g[1] > g[0] else 0)
     ranks: list[list[tuple[int, ...]]] = [[] for _ in range(world_size)]
     for at, (begin, end) in enumerate(groups):
         turn, place = divmod(at, world_size)
@@ -89,10 +90,11 @@ def _even_groups(ordered: Sequence[int], cap: int, multiple: int) -> list[tuple[
             low = middle
     groups = _greedy(ordered, high)
     while len(groups) % multiple:
-        at = max(
-            (i for i, (b, e) in enumerate(groups) if e - b > 1),
-            key=lambda i: ordered[groups[i][0]] * (groups[i][1] - groups[i][0]),
-        )
+        parted = [i for i, (b, e) in enumerate(groups) if e - b > 1]
+        if not parted:
+            groups.append((len(ordered), len(ordered)))
+            continue
+        at = max(parted, key=lambda i: ordered[groups[i][0]] * (groups[i][1] - groups[i][0]))
         begin, end = groups[at]
         groups[at : at + 1] = [(begin, (begin + end) // 2), ((begin + end) // 2, end)]
     return groups
