@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from speechssl.config import parse, to_dict
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # nothing that imports torch: the parser evaluates these lines for --help
     import numpy as np
 
-    from speechssl.contract import Batch
     from speechssl.data.text import Tokenizer
     from speechssl.decode.beam import SearchSpace
 
@@ -301,8 +300,8 @@ def _emissions(
     skipped.extend(batches.skipped)
 
 
-def _long_enough(batch: Batch, encoder: Any, skipped: list[str]) -> Batch:
-    """The utterances that have a frame; the others are noted."""
+def _long_enough(batch: Any, encoder: Any, skipped: list[str]) -> Any:
+    """The utterances of a contract.Batch that have a frame; the others are noted."""
     keep = [n > 0 for n in encoder.frame_lengths(batch.wave_lengths).tolist()]
     if all(keep):
         return batch

@@ -99,7 +99,7 @@ def test_the_loss_is_the_sum_over_all_paths() -> None:
     log_probs, lengths = model.log_probs(data.wave, data.wave_lengths)
     assert 3 <= int(lengths[0]) <= 7
     expected = brute_force(log_probs[0, : lengths[0]].double(), [1, 2])
-    assert float(model(data).total) == pytest.approx(expected, rel=1e-5)
+    assert model(data).total.item() == pytest.approx(expected, rel=1e-5)
 
 
 KINDS: list[dict[str, Any]] = [

@@ -10,14 +10,30 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import FakeConfig, make_batch, one
+from fakes import make_batch, one
 
 import speechssl.objectives
-from speechssl.config import ObjectiveConfig
+from speechssl.config import ObjectiveConfig, from_class_path, to_dict
 from speechssl.contract import Batch, Objective
+from speechssl.encoders.transformer import TransformerConfig
 
 CLASSES = {"km": 8}
-DEFAULTS: dict[str, Any] = {"encoder": FakeConfig(), "classes": CLASSES, "final_dim": 32}
+ENCODER = TransformerConfig(
+    front_end="log_mel",
+    front_norm="layer",
+    front_dim=32,
+    layers=2,
+    dim=32,
+    ffn_dim=64,
+    heads=4,
+    pos_conv_kernel=16,
+    pos_conv_groups=4,
+    dropout=0.0,
+    attention_dropout=0.0,
+    input_dropout=0.0,
+    layerdrop=0.0,
+)
+DEFAULTS: dict[str, Any] = {"encoder": ENCODER, "classes": CLASSES, "final_dim": 32}
 SMALL: dict[str, dict[str, Any]] = {}
 """Config class name -> further arguments for a small one."""
 WHOLE_BATCH: set[str] = set()
@@ -106,7 +122,7 @@ def test_padding_is_inert(kind: Any) -> None:
             k: torch.nn.functional.pad(v, (0, 3), value=-100) for k, v in batch.targets.items()
         },
     )
-    assert float(objective(longer).total) == pytest.approx(float(objective(batch).total), rel=1e-6)
+    assert objective(longer).total.item() == pytest.approx(objective(batch).total.item(), rel=1e-5)
 
 
 @every
@@ -140,7 +156,7 @@ def test_training_on_ten_utterances_lowers_the_loss(kind: Any) -> None:
     batch = make_batch(objective.encoder, [0.5] * 10, CLASSES, views=["mixed"])
     optimiser = torch.optim.Adam(objective.parameters(), lr=3e-3)
     losses = []
-    for step in range(25):
+    for step in range(30):
         loss = objective(batch)
         optimiser.zero_grad()
         (loss.total / loss.count).backward()
@@ -152,8 +168,7 @@ def test_training_on_ten_utterances_lowers_the_loss(kind: Any) -> None:
 
 @every
 def test_its_configuration_survives_a_round_trip(kind: Any) -> None:
-    from speechssl.config import to_dict
-
     config = build(kind).config
-    assert to_dict(config)["class_path"].startswith("speechssl.objectives.")
-    assert dataclasses.replace(config) == config
+    values = to_dict(config)
+    assert values["class_path"].startswith("speechssl.objectives.")
+    assert from_class_path(ObjectiveConfig, values) == config
