@@ -14,6 +14,7 @@ Differs from lhotse's own Shar reader, which streams and cannot seek: our resume
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gzip
 import hashlib
@@ -113,7 +114,8 @@ def record_from_cut(cut: dict[str, Any]) -> CutRecord:
 def _mixed_duration(cut: dict[str, Any]) -> float:
     from lhotse.serialization import deserialize_item
 
-    return deserialize_item(cut).duration
+    # lhotse takes entries out of what it is given.
+    return deserialize_item(copy.deepcopy(cut)).duration
 
 
 def _encode(record: CutRecord) -> bytes:

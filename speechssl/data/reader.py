@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import os
@@ -154,7 +155,7 @@ def _read_by_lhotse(record: CutRecord) -> np.ndarray:
     from lhotse.serialization import deserialize_item
 
     try:
-        cut: Any = deserialize_item(record.full)
+        cut: Any = deserialize_item(copy.deepcopy(record.full))
         audio = np.asarray(cut.load_audio(), dtype=np.float32)
     except Exception as error:  # lhotse's back ends raise whatever their libraries raise
         raise AudioError(f"cut {record.id}: lhotse cannot read it ({error})") from None

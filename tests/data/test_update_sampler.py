@@ -103,7 +103,7 @@ def test_lengths_out_of_range_are_left_out_and_counted(corpus: Corpus) -> None:
 
 
 def test_fewer_utterances_than_ranks_is_an_error_with_its_remedy() -> None:
-    with pytest.raises(ValueError, match="2 utterances for 3 ranks.*raise batch_seconds"):
+    with pytest.raises(ValueError, match=r"2 utterances for 3 ranks.*raise batch_seconds"):
         split_batches([10, 20], 100, 3)
 
 

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_corpus import Corpus
+
+from speechssl.contract import Batch, Update
+from speechssl.data import loader
+from speechssl.data.config import DataConfig, MixingConfig
+from speechssl.data.loader import open_source, read_all
+from speechssl.data.text import tokenizer_from_texts
+
+
+def _config(corpus: Corpus, **changes: object) -> DataConfig:
+    values = {
+        "train": [corpus.path],
+        "valid": [corpus.path],
+        "labels": corpus.labels,
+        "batch_seconds": 12.0,
+        "max_batch_seconds": 5.0,
+        "max_seconds": 1.5,
+        "window": 30,
+        "num_workers": 0,
+        "mixing": MixingConfig(probability=0.5),
+    }
+    return DataConfig(**{**values, **changes})  # pyright: ignore
+
+
+def _take(config: DataConfig, count: int, position: object = None) -> list[Update]:
+    source = open_source(config, hop_samples=320, split="train")
+    return list(itertools.islice(source.updates(position), count))  # pyright: ignore
+
+
+def _same_batch(one: Batch, other: Batch) -> bool:
+    return (
+        one.ids == other.ids
+        and torch.equal(one.wave, other.wave)
+        and torch.equal(one.wave_lengths, other.wave_lengths)
+        and torch.equal(one.seeds, other.seeds)
+        and all(torch.equal(one.targets[k], other.targets[k]) for k in one.targets)
+        and all(torch.equal(one.views[k], other.views[k]) for k in one.views)
+    )
+
+
+def _same_update(one: Update, other: Update) -> bool:
+    return (
+        one.position == other.position
+        and len(one.batches) == len(other.batches)
+        and all(map(_same_batch, one.batches, other.batches))
+    )
+
+
+def _rows(updates: list[Update]) -> dict[tuple[str, int], dict[str, np.ndarray]]:
+    rows = {}
+    for update in updates:
+        for batch in update.batches:
+            for i, name in enumerate(() if batch.filler else batch.ids):
+                length = int(batch.wave_lengths[i])
+                frames = -(-length // 320)
+                assert (name, int(batch.seeds[i])) not in rows
+                rows[name, int(batch.seeds[i])] = {
+                    "wave": batch.wave[i, :length].numpy(),
+                    "mixed": batch.views["mixed"][i, :length].numpy(),
+                    **{k: v[i].numpy()[:frames] for k, v in batch.targets.items() if v.ndim == 2},
+                }
+    return rows
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_source_yields_bitwise_the_same_next_batches(
+    corpus: Corpus, num_workers: int
+) -> None:
+    whole = _take(_config(corpus), 20)
+    assert whole[-1].position["epoch"] >= 1
+    for at in (0, 5, 11):
+        rest = _take(_config(corpus, num_workers=num_workers), 6, whole[at].position)
+        assert all(map(_same_update, rest, whole[at + 1 : at + 7]))
+
+
+def test_the_number_of_workers_changes_nothing(corpus: Corpus) -> None:
+    alone = _take(_config(corpus), 15)
+    for num_workers in (1, 3):
+        found = _take(_config(corpus, num_workers=num_workers), 15)
+        assert all(map(_same_update, found, alone))
+
+
+def test_reading_leaves_the_training_s_random_state_alone(corpus: Corpus) -> None:
+    before = torch.random.get_rng_state()
+    _take(_config(corpus, num_workers=1), 3)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("max_batch_seconds", [2.0, 20.0])
+def test_two_ranks_read_together_what_one_rank_reads_crops_and_mixtures_included(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, max_batch_seconds: float
+) -> None:
+    alone = _rows(_take(_config(corpus), 10))
+    both = {}
+    for rank in range(2):
+        monkeypatch.setattr(loader.dist, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(loader.dist, "world_size", lambda: 2)
+        share = _rows(_take(_config(corpus, max_batch_seconds=max_batch_seconds), 10))
+        assert not both.keys() & share.keys()
+        both |= share
+    assert alone.keys() == both.keys()
+    for key, row in alone.items():
+        assert all(np.array_equal(row[name], both[key][name]) for name in row)
+
+
+def test_crops_shift_labels_by_exactly_their_frames(corpus: Corpus) -> None:
+    starts = []
+    for (name, _), row in _rows(_take(_config(corpus), 20)).items():
+        clean = corpus.waves[name]
+        wave, start = row["wave"], 0
+        places = np.flatnonzero(clean[: len(clean) - len(wave) + 1] == wave[0])
+        start = next(p for p in places if np.array_equal(clean[p : p + len(wave)], wave))
+        starts.append(start)
+        assert start % 320 == 0
+        shift = start // 320
+        stored = int(len(clean) / 320)
+        frames = np.arange(len(row["km"])) + shift
+        assert np.array_equal(row["km"], np.where(frames < stored, frames, -100))
+        # At 100 Hz a crop by 320 n samples shifts by 2 n labels, and a frame takes every second.
+        stored = int(len(clean) / 160)
+        assert np.array_equal(row["fine"], np.where(2 * frames < stored, 2 * frames, -100))
+    assert len(set(starts)) > 10
+
+
+def test_padding_is_zero_and_unlabelled_and_utterance_labels_are_single(corpus: Corpus) -> None:
+    for update in _take(_config(corpus), 10):
+        for batch in update.batches:
+            assert batch.wave.shape[1] == batch.wave_lengths.max()
+            for i, length in enumerate(batch.wave_lengths.tolist()):
+                assert not batch.wave[i, length:].any()
+                assert not batch.views["mixed"][i, length:].any()
+                assert (batch.targets["km"][i, -(-length // 320) :] == -100).all()
+                assert batch.targets["speaker"][i] == int(batch.ids[i][3:]) % 7
+
+
+def test_transcripts_become_ragged_ids_and_are_never_cropped(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_from_texts(["A B AB"])
+    tokenizer.save(tmp_path / "tokenizer.json")
+    config = _config(corpus, tokenizer=str(tmp_path / "tokenizer.json"), mixing=None)
+    lengths = {c["id"]: c["duration"] for c in corpus.cuts}
+    for update in _take(config, 8):
+        for batch in update.batches:
+            assert batch.targets["text_lengths"].tolist() == [2] * len(batch)
+            assert batch.targets["text"].tolist() == tokenizer.encode("AB") * len(batch)
+            assert all(lengths[name] <= 1.5 for name in batch.ids)
+    seen = [
+        i for b in open_source(config, hop_samples=320, split="valid").one_pass() for i in b.ids
+    ]
+    assert sorted(seen) == sorted(lengths)
+
+
+def test_a_pass_is_the_same_every_time_and_holds_every_cut_once(corpus: Corpus) -> None:
+    passes = []
+    for num_workers in (0, 2):
+        source = open_source(
+            _config(corpus, num_workers=num_workers), hop_samples=320, split="valid"
+        )
+        passes += [list(source.one_pass()), list(source.one_pass())]
+    for other in passes[1:]:
+        assert len(other) == len(passes[0]) and all(map(_same_batch, passes[0], other))
+    names = [name for batch in passes[0] for name in batch.ids]
+    assert sorted(names) == sorted(corpus.waves)
+    for batch in passes[0]:
+        for i, name in enumerate(batch.ids):
+            clean = corpus.waves[name]
+            start = max(0, len(clean) - 24000) // 2 // 320 * 320
+            length = int(batch.wave_lengths[i])
+            assert np.array_equal(batch.wave[i, :length], clean[start : start + length])
+
+
+def test_ranks_make_equally_many_steps_in_a_pass(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader.dist, "world_size", lambda: 7)
+    shares = []
+    for rank in range(7):
+        monkeypatch.setattr(loader.dist, "rank", lambda rank=rank: rank)
+        shares.append(list(open_source(_config(corpus), hop_samples=320, split="valid").one_pass()))
+    assert len({len(s) for s in shares}) == 1
+    batches = [b for share in shares for b in share]
+    names = [name for b in batches if not b.filler for name in b.ids]
+    assert sorted(names) == sorted(corpus.waves)
+    fillers = [b for b in batches if b.filler]
+    assert fillers and all((b.targets["km"] == -100).all() for b in fillers)
+
+
+def test_read_all_yields_whole_utterances_and_counts_those_too_long(corpus: Corpus) -> None:
+    batches = read_all([corpus.path], max_batch_seconds=6.0, max_seconds=2.0)
+    seen = {}
+    for batch in batches:
+        assert batch.wave.numel() <= 6 * 16000 and not batch.targets
+        for i, name in enumerate(batch.ids):
+            seen[name] = batch.wave[i, : int(batch.wave_lengths[i])].numpy()
+    short = {c["id"] for c in corpus.cuts if c["duration"] <= 2.0}
+    assert seen.keys() == short and 0 < len(short) < 60
+    assert {s.split(":")[0] for s in batches.skipped} == corpus.waves.keys() - short
+    assert all(np.array_equal(wave, corpus.waves[name]) for name, wave in seen.items())
+
+
+def test_shares_of_read_all_are_disjoint_and_complete(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader.dist, "world_size", lambda: 3)
+    names = []
+    for rank in range(3):
+        monkeypatch.setattr(loader.dist, "rank", lambda rank=rank: rank)
+        names += [i for b in read_all([corpus.path], max_batch_seconds=6.0) for i in b.ids]
+    assert sorted(names) == sorted(corpus.waves)
+
+
+def test_wrong_options_name_the_field(corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match="max_batch_seconds"):
+        _config(corpus, max_batch_seconds=1.0)
+    with pytest.raises(ValueError, match=r"mixing\.noise_cuts"):
+        MixingConfig(noise_probability=0.1)
+    with pytest.raises(ValueError, match="no label store"):
+        _take(_config(corpus, labels={"km": "/nowhere"}), 1)
+    with pytest.raises(ValueError, match="want train for updates"):
+        next(open_source(_config(corpus), hop_samples=320, split="valid").updates())
+
+
+def test_batches_carry_only_what_the_contract_names(corpus: Corpus) -> None:
+    batch = _take(_config(corpus), 1)[0].batches[0]
+    assert batch.wave.dtype == torch.float32 and batch.wave_lengths.dtype == torch.int64
+    assert batch.seeds.dtype == torch.int64 and (batch.seeds >= 0).all()
+    assert all(t.dtype == torch.int64 for t in batch.targets.values())
+    assert {f.name for f in dataclasses.fields(batch)} >= {"wave", "views", "filler"}
