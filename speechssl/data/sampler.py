@@ -81,7 +81,7 @@ def _greedy(ordered: Sequence[int], cap: int) -> list[tuple[int, int]]:
 def _even_groups(ordered: Sequence[int], cap: int, multiple: int) -> list[tuple[int, int]]:
     """Ranges of a descending sequence: `_greedy` under the smallest cap that needs no more."""
     count = -(-len(_greedy(ordered, cap)) // multiple) * multiple
-    low, high = ordered[0], max(cap, ordered[0])
+    low, high = ordered[-1], cap
     while high - low > max(1, high // 64):
         middle = (low + high) // 2
         if len(_greedy(ordered, middle)) <= count:

@@ -59,9 +59,8 @@ KINDS = {
 def _updates(folder: Path, cuts: list[dict], count: int, **options: object):
     values = {"batch_seconds": 10.0, "max_batch_seconds": 20.0, "num_workers": 0}
     values |= {"max_unreadable": 1.0}
-    config = DataConfig(
-        train=[write_cuts(folder / "cuts_t.jsonl.gz", cuts)], **{**values, **options}
-    )  # pyright: ignore
+    train = [write_cuts(folder / "cuts_t.jsonl.gz", cuts)]
+    config = DataConfig(train=train, **{**values, **options})  # pyright: ignore
     source = open_source(config, hop_samples=320, split="train")
     return source, list(itertools.islice(source.updates(), count))
 
@@ -180,12 +179,13 @@ def test_an_utterance_without_labels_or_transcript_is_skipped_by_name(
     for cut in good[:3]:
         writer.add(cut["id"], [1] * 50)
     writer.finish()
-    tokenizer_from_texts(["AB"]).save(tmp_path / "tokenizer.json")
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer_from_texts(["AB"]).save(tokenizer)
     del good[0]["supervisions"][0]["text"]
     good[1]["supervisions"][0]["text"] = "A?B Ω"
     options = {
         "labels": {"km": str(tmp_path / "km")},
-        "tokenizer": str(tmp_path / "tokenizer.json"),
+        "tokenizer": str(tokenizer),
     }
     _, update = _one(tmp_path, good, **options)
     reasons = dict(s.split(": ", 1) for s in update.skipped)

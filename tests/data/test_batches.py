@@ -154,18 +154,16 @@ def test_transcripts_become_ragged_ids_and_are_never_cropped(
             assert batch.targets["text_lengths"].tolist() == [2] * len(batch)
             assert batch.targets["text"].tolist() == tokenizer.encode("AB") * len(batch)
             assert all(lengths[name] <= 1.5 for name in batch.ids)
-    seen = [
-        i for b in open_source(config, hop_samples=320, split="valid").one_pass() for i in b.ids
-    ]
+    valid = open_source(config, hop_samples=320, split="valid")
+    seen = [name for batch in valid.one_pass() for name in batch.ids]
     assert sorted(seen) == sorted(lengths)
 
 
 def test_a_pass_is_the_same_every_time_and_holds_every_cut_once(corpus: Corpus) -> None:
     passes = []
     for num_workers in (0, 2):
-        source = open_source(
-            _config(corpus, num_workers=num_workers), hop_samples=320, split="valid"
-        )
+        config = _config(corpus, num_workers=num_workers)
+        source = open_source(config, hop_samples=320, split="valid")
         passes += [list(source.one_pass()), list(source.one_pass())]
     for other in passes[1:]:
         assert len(other) == len(passes[0]) and all(map(_same_batch, passes[0], other))
