@@ -6,12 +6,9 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from speechssl.config import parse
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 DESCRIPTION = """Write model.safetensors and model.json of a checkpoint.
 
@@ -64,7 +61,7 @@ def run(config: ExportConfig) -> str:
     return output
 
 
-def _to_transformers(folder: Path, output: str | None, state: Mapping[str, Tensor]) -> str:
+def _to_transformers(folder: Path, output: str | None, state: Mapping[str, Any]) -> str:
     from speechssl.hub.transformers_format import write_transformers
     from speechssl.train.folder import read_architecture
 

@@ -7,20 +7,18 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from speechssl.config import parse
-
-if TYPE_CHECKING:
-    from speechssl.hub.audio import AudioItem
-    from speechssl.hub.model import Model
-    from speechssl.hub.store import FeatureWriter
 
 DESCRIPTION = """Write frame features of chosen layers, for any audio.
 
 One .npy (frames, width) per utterance and layer, and index.jsonl. Frame t is computed from samples
 [320 t, 320 t + 400) at 16 kHz. Run again with the same output, it continues. Audio that cannot be
 read, or is shorter than a frame, is left out and listed in skipped.txt."""
+
+
+# No TYPE_CHECKING imports in this file: jsonargparse runs them, and --help would load torch.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +108,7 @@ def _items(options: ExtractOptions) -> Any:
     return list(as_items(find_audio(options.audio), None))
 
 
-def _meta(options: ExtractOptions, model: Model) -> dict[str, Any]:
+def _meta(options: ExtractOptions, model: Any) -> dict[str, Any]:
     return {
         "model": options.model,
         "layers": list(model.resolve_layers(options.layers)),
@@ -127,9 +125,9 @@ def _meta(options: ExtractOptions, model: Model) -> dict[str, Any]:
 
 def _extract(
     options: ExtractOptions,
-    model: Model,
+    model: Any,
     items: Any,
-    writer: FeatureWriter,
+    writer: Any,
     faults: dict[str, str],
 ) -> tuple[float, int]:
     """Write features of all items not done; returns seconds of audio and frames."""
@@ -152,7 +150,7 @@ def _extract(
     return seconds, frames
 
 
-def _pending(items: Iterable[AudioItem], done: set[str]) -> Iterator[AudioItem]:
+def _pending(items: Iterable[Any], done: set[str]) -> Iterator[Any]:
     for item in items:
         if item.id not in done:
             yield item

@@ -11,7 +11,7 @@ import pytest
 
 from speechssl.bin.__main__ import VERBS, main
 
-SUB_ACTIONS = {"cluster": ("fit", "apply", "quality")}
+SUB_ACTIONS = {"cluster": ("fit", "apply", "quality", "layers")}
 CALLS = [(verb,) for verb in VERBS] + [
     (v, a) for v, actions in SUB_ACTIONS.items() for a in actions
 ]
