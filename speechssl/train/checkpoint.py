@@ -94,14 +94,18 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple
 
     rows: dict[str, tuple[int, int]] = {}
     mine: dict[str, Tensor] = {}
+    places: set[int] = set()
     for name, tensor in tensors.items():
         span = _row_range(tensor)
         if span is None and not dist.is_main():
             continue
         if span is not None and span[0] == span[1]:
             continue
-        # Tied or viewed tensors would share storage, which safetensors refuses.
-        mine[name] = local(tensor).cpu().contiguous().clone()
+        held = local(tensor).cpu().contiguous()
+        # Tied tensors share storage, which safetensors refuses.
+        place = held.untyped_storage().data_ptr()
+        mine[name] = held.clone() if place in places else held
+        places.add(place)
         rows[name] = span or (0, tensor.shape[0] if tensor.ndim else 1)
     save_file(mine, path)
     with open(path, "rb") as stream:

@@ -12,11 +12,8 @@ read), bad_updates.jsonl (updates refused, with the ids of their utterances), Te
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import random
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,7 +28,12 @@ from speechssl.contract import Batch, BatchSource, Objective, Update
 from speechssl.train import checkpoint, log, optim, parallel
 from speechssl.train.config import TrainConfig
 from speechssl.train.guard import Guard
+from speechssl.train.journal import Journal
+from speechssl.train.run_state import RunState, Signals
 from speechssl.train.schedule import ema_decay, rate_scale
+
+VALIDATION = 0xA11
+"""Stands for the update's number in the seeds of validation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +49,9 @@ class FitResult:
 def seed_all(*parts: int) -> None:
     """Seed python, numpy and torch from `parts`."""
     words = np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(2)
-    number = int(words[0]) << 31 ^ int(words[1])
-    random.seed(number)
+    random.seed(int(words[0]))
     np.random.seed(int(words[0]))
-    torch.manual_seed(number)
+    torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
 
 
 class Trainer:
@@ -84,19 +85,10 @@ class Trainer:
         self.average = optim.WeightAverage(objective) if config.ema_decay else None
         self.guard = Guard(config.spike_factor, config.spike_after)
         self.sums = log.Sums(self.device)
-        self.metrics = log.LineFile(self.output / "metrics.jsonl")
-        self.skip_list = log.LineFile(self.output / "skipped.txt")
-        self.bad_list = log.LineFile(self.output / "bad_updates.jsonl")
-        self.new_skips: list[str] = []
-        # All of a run's progress: what a checkpoint holds besides tensors.
-        self.step = 0
-        self.attempt = 0
-        self.position: dict[str, int] | None = None
-        self.seen = {"utterances": 0.0, "audio_seconds": 0.0, "skipped": 0.0}
-        self.best: dict[str, float] | None = None
-        self.since_best = 0
+        self.state = RunState()
+        self.journal = Journal(config, self.output)
+        self.signals = Signals()
         self.last: dict[str, float] = {}
-        self.signal = 0
         self.stopping = False
         self.save_failed = False
 
@@ -104,85 +96,68 @@ class Trainer:
 
     def fit(self) -> FitResult:
         """Train to the last step, or to a signal; both end with a checkpoint."""
-        config = self.config
         self.resume()
-        board = log.Board(self.output / "tensorboard", config.tensorboard, self.step)
-        progress = log.Progress(config.steps, self.step)
-        updates = self._pull() if self.step < config.steps else iter(())
-        handlers = self._catch_signals()
-        clock = log.Clock()
-        stopped = False
+        self.journal.open(self.state.step)
         try:
-            while self.step < config.steps and not stopped:
-                update = self._next(updates)
-                if update is None:
-                    self._save(final=True)
-                    break
-                clock.loaded()
-                sound = self._update(update)
-                clock.updated(update)
-                if not sound:
-                    continue
-                progress.step()
-                last = self.step == config.steps
-                if self.step % config.log_every == 0 or last:
-                    self._report(self._train_line(clock), progress, board)
-                better = False
-                if self.valid and (last or _due(self.step, config.valid_every)):
-                    line = {"step": self.step, "split": "valid", **self.validate()}
-                    self._report(line, progress, board)
-                    better = self._judge(line)
-                    clock = log.Clock()
-                stopped = self.stopping or self._stale()
-                every = config.log_every if self.save_failed else config.save_every
-                if last or stopped or better or _due(self.step, every):
-                    self._save(final=last or stopped)
+            with self.signals:
+                self._loop()
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            progress.close()
-            board.close()
-        finished = self.step >= config.steps or not self.stopping
-        return FitResult(self.step, finished, self.best, 0 if finished else self.signal)
+            self.journal.close()
+        finished = self.state.step >= self.config.steps or not self.stopping
+        signal = 0 if finished else self.signals.number
+        return FitResult(self.state.step, finished, self.state.best, signal)
+
+    def _loop(self) -> None:
+        config, state = self.config, self.state
+        updates = self.train.updates(state.position)
+        clock = log.Clock()
+        stopped = self._stale()
+        while state.step < config.steps and not stopped:
+            update = self._next(updates)
+            if update is None:
+                return self._save(final=True)
+            clock.loaded()
+            sound = self._update(update)
+            clock.updated(update)
+            if not sound:
+                continue
+            self.journal.tick()
+            last = state.step == config.steps
+            if last or _due(state.step, config.log_every):
+                self.journal.write(self._train_line(clock))
+            better = False
+            if self.valid and (last or _due(state.step, config.valid_every)):
+                better = self._validate_and_judge()
+                clock = log.Clock()
+            stopped = self.stopping or self._stale()
+            every = config.log_every if self.save_failed else config.save_every
+            if last or stopped or better or _due(state.step, every):
+                self._save(final=last or stopped)
 
     def _update(self, update: Update) -> bool:
         """One optimiser update; False if it was refused."""
+        state, config = self.state, self.config
         self.objective.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums = log.Sums(self.device)
         for i, batch in enumerate(update.batches):
-            seed_all(self.config.seed, self.attempt, i, dist.rank())
+            seed_all(config.seed, state.attempt, i, dist.rank())
             self._accumulate(batch, sums)
-        self.attempt += 1
-        self.position = dict(update.position)
-        # Loss, count and whatever ranks must agree on travel in one sum.
-        pair = sums.pairs.get("loss", torch.zeros(2, dtype=torch.float64, device=self.device))
-        counted = [*self._audio(update), len(update.skipped), bool(self.signal)]
-        agreed = dist.all_reduce_sum(torch.cat([pair, pair.new_tensor(counted)]))
-        if self.parallel == "replicated":
-            parallel.sum_gradients(self.parameters)
-        norm = parallel.scale_and_clip(
-            self.parameters,
-            1 / agreed[1].clamp(min=1e-9),
-            self.config.clip_norm,
-            self.parallel == "fsdp2",
-        )
-        total, count, *seen, skipped, stop, norm = torch.cat(
-            [agreed, norm.double().reshape(1)]
-        ).tolist()
-        self._count(update, seen, skipped, stop)
-        loss = total / count if count else math.nan
+        state.attempt += 1
+        state.position = dict(update.position)
+        loss, count, norm = self._normalise(update, sums)
         fault = self.guard.fault(loss, norm, count)
         if fault:
-            self._refuse(update, fault)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.journal.refuse(update, state.step + 1, state.attempt, fault, self.guard)
             return False
-        rate = self.config.learning_rate * rate_scale(self.config, self.step + 1)
+        rate = config.learning_rate * rate_scale(config, state.step + 1)
         optim.set_rate(self.optimizer, rate)
         self.optimizer.step()
-        self.step += 1
-        self.objective.after_update(self.step)
-        if self.average and self.config.ema_decay:
-            self.average.update(ema_decay(self.config.ema_decay, self.step))
+        state.step += 1
+        self.objective.after_update(state.step)
+        if self.average and config.ema_decay:
+            self.average.update(ema_decay(config.ema_decay, state.step))
         self.sums.merge(sums)
         self.last = {"lr": rate, "grad_norm": norm}
         return True
@@ -200,6 +175,41 @@ class Trainer:
             loss.total.backward()
         sums.add(loss)
 
+    def _normalise(self, update: Update, sums: log.Sums) -> tuple[float, float, float]:
+        """Sum gradients over ranks, divide by the global count, clip: (loss, count, norm).
+
+        All that ranks must agree on travels in one sum, and is read from the device once.
+        """
+        pair = sums.pairs.get("loss", torch.zeros(2, dtype=torch.float64, device=self.device))
+        own = [*self._audio(update), len(update.skipped), bool(self.signals.number)]
+        agreed = dist.all_reduce_sum(torch.cat([pair, pair.new_tensor(own)]))
+        if self.parallel == "replicated":
+            parallel.sum_gradients(self.parameters)
+        norm = parallel.scale_and_clip(
+            self.parameters,
+            1 / agreed[1].clamp(min=1e-9),
+            self.config.clip_norm,
+            self.parallel == "fsdp2",
+        )
+        figures = torch.cat([agreed, norm.double().reshape(1)]).tolist()
+        total, count, utterances, seconds, skipped, signalled, last_norm = figures
+        seen = self.state.seen
+        seen["utterances"] += utterances
+        seen["audio_seconds"] += seconds
+        seen["skipped"] += skipped
+        # Any rank's signal stops all of them, behind the same update.
+        self.stopping = self.stopping or signalled > 0
+        self.journal.note_skips(self.state.step + 1, update)
+        self.journal.judge_skips(seen)
+        return (total / count if count else math.nan), count, last_norm
+
+    def _audio(self, update: Update) -> tuple[float, float]:
+        """Utterances and seconds of this rank's share."""
+        rate = getattr(self.objective.encoder, "sample_rate_hz", 16000)
+        real = [b for b in update.batches if not b.filler]
+        samples = sum(int(b.wave_lengths.sum()) for b in real)
+        return float(sum(len(b) for b in real)), samples / rate
+
     def _autocast(self) -> Any:
         if self.config.precision == "fp32":
             return nullcontext()
@@ -209,80 +219,24 @@ class Trainer:
         """The next update; None if a signal to this only process took its readers down too."""
         try:
             return next(updates)
+        except StopIteration:
+            raise ValueError(
+                "data: the training source ended, want an endless one; is the training set empty?"
+            ) from None
         except RuntimeError:
-            if not self.signal or dist.world_size() > 1:
+            if not self.signals.number or dist.world_size() > 1:
                 raise
             self.stopping = True
             return None
 
-    def _pull(self) -> Iterator[Update]:
-        yield from self.train.updates(self.position)
-        raise ValueError(
-            "data: the training source ended, want an endless one; is the training set empty?"
-        )
-
-    # --- what the loop keeps count of -------------------------------------------------------
-
-    def _audio(self, update: Update) -> tuple[float, float]:
-        """Utterances and seconds of this rank's share."""
-        rate = getattr(self.objective.encoder, "sample_rate_hz", 16000)
-        real = [b for b in update.batches if not b.filler]
-        samples = sum(int(b.wave_lengths.sum()) for b in real)
-        return float(sum(len(b) for b in real)), samples / rate
-
-    def _count(self, update: Update, seen: list[float], skipped: float, stop: float) -> None:
-        self.seen["utterances"] += seen[0]
-        self.seen["audio_seconds"] += seen[1]
-        self.seen["skipped"] += skipped
-        self.new_skips += [f"{self.step + 1}\t{text}" for text in update.skipped]
-        if stop:
-            # Any rank's signal stops all of them, behind the same update.
-            self.stopping = True
-            self.signal = self.signal or int(signal.SIGTERM)
-        tried = self.seen["utterances"] + self.seen["skipped"]
-        if tried >= 100 and self.seen["skipped"] > self.config.max_skip_fraction * tried:
-            self._write_skips()
-            raise ValueError(
-                f"data: {self.seen['skipped']:.0f} of {tried:.0f} utterances could not be read, "
-                f"want at most {self.config.max_skip_fraction:.0%} (train.max_skip_fraction); "
-                f"they are listed in {self.skip_list.path}; `speechssl check` makes a clean "
-                "manifest"
-            )
-
-    def _refuse(self, update: Update, why: str) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        ids = [list(b.ids) for b in update.batches]
-        per_rank = dist.gather_objects(ids)
-        line = {"step": self.step + 1, "attempt": self.attempt, "why": why, "ids": per_rank}
-        self.bad_list.write(json.dumps(line))
-        flat = [i for rank in per_rank for batch in rank for i in batch]
-        some = ", ".join(flat[:5]) + (f" and {len(flat) - 5} more" if len(flat) > 5 else "")
-        log.say(f"update {self.step + 1} skipped: {why}; utterances: {some}")
-        if self.guard.bad_in_a_row >= self.config.max_bad_updates:
-            raise ValueError(
-                f"training: {self.guard.bad_in_a_row} updates in a row were refused, the last "
-                f"because {why}; their utterances are in {self.bad_list.path}. The checkpoints "
-                "are from before; try a lower train.learning_rate, or look at those utterances"
-            )
-
-    def _write_skips(self) -> None:
-        gathered = dist.gather_objects(self.new_skips)
-        self.skip_list.write(*(line for lines in gathered for line in lines))
-        self.new_skips = []
-
     def _train_line(self, clock: log.Clock) -> dict[str, Any]:
         averages = log.means(dist.gather_objects(self.sums.values()))
         self.sums.pairs = {}
-        self._write_skips()
-        line: dict[str, Any] = {"step": self.step, "split": "train"}
-        if self.position and "epoch" in self.position:
-            line["epoch"] = self.position["epoch"]
-        return line | averages | self.last | self.seen | clock.read(self.device)
-
-    def _report(self, line: dict[str, Any], progress: log.Progress, board: log.Board) -> None:
-        self.metrics.write(json.dumps(line))
-        board.write(line)
-        progress.show(line)
+        self.journal.write_skips()
+        line: dict[str, Any] = {"step": self.state.step, "split": "train"}
+        if self.state.position and "epoch" in self.state.position:
+            line["epoch"] = self.state.position["epoch"]
+        return line | averages | self.last | self.state.seen | clock.read(self.device)
 
     # --- validation -------------------------------------------------------------------------
 
@@ -296,7 +250,7 @@ class Trainer:
             for i, (batch, counts) in enumerate(self._even(self.valid.one_pass())):
                 if batch.filler and self.parallel != "fsdp2":
                     continue
-                seed_all(self.config.seed, 0xA11, i, dist.rank())
+                seed_all(self.config.seed, VALIDATION, i, dist.rank())
                 with self._autocast():
                     loss = self.objective(batch.to(self.device))
                 if counts and not batch.filler:
@@ -323,58 +277,41 @@ class Trainer:
                 raise ValueError("validation: a rank has no batch; want at least one per rank")
             yield last, batch is not None
 
-    def _judge(self, line: dict[str, Any]) -> bool:
-        """Whether this validation is the best so far."""
+    def _validate_and_judge(self) -> bool:
+        """Validate; whether it is the best so far."""
+        line = {"step": self.state.step, "split": "valid", **self.validate()}
+        self.journal.write(line)
         name = self.config.best_metric
         if name not in line:
             known = ", ".join(k for k in line if k not in ("step", "split"))
             raise ValueError(f"train.best_metric: found {name!r}, want one of: {known}")
-        value = line[name]
-        sign = 1 if self.config.best_is == "lowest" else -1
-        if self.best is None or sign * value < sign * self.best["value"]:
-            self.best = {"step": self.step, "value": value}
-            self.since_best = 0
-            return True
-        self.since_best += 1
-        return False
+        return self.state.judge(float(line[name]), self.config.best_is)
 
     def _stale(self) -> bool:
-        return 0 < self.config.stop_after <= self.since_best
+        return 0 < self.config.stop_after <= self.state.since_best
 
     # --- checkpoints ------------------------------------------------------------------------
 
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model/{k}": v for k, v in self.objective.state_dict().items()}
-        optimizer = optim.optimizer_tensors(self.optimizer)
-        tensors |= {f"optimizer/{k}": v for k, v in optimizer.items()}
-        if self.average:
-            tensors |= {f"average/{k}": v for k, v in self.average.tensors.items()}
-        return tensors
+    @property
+    def folder(self) -> Path:
+        return self.output / "checkpoints"
 
     def save(self) -> None:
         """Write a checkpoint of this step and delete those that retention does not keep.
 
         Raises `checkpoint.CheckpointNotWritten` (a full disk); the older ones stay.
         """
-        self._write_skips()
-        state = {
-            "step": self.step,
-            "attempt": self.attempt,
-            "positions": dist.gather_objects(self.position),
-            "sums": dist.gather_objects(self.sums.values()),
-            "seen": self.seen,
-            "best": self.best,
-            "since_best": self.since_best,
-            "guard": self.guard.state(),
-        }
-        checkpoint.save(self.folder, self.step, self._tensors(), state)
+        self.journal.write_skips()
+        tensors = {f"model/{k}": v for k, v in self.objective.state_dict().items()}
+        optimizer = optim.optimizer_tensors(self.optimizer)
+        tensors |= {f"optimizer/{k}": v for k, v in optimizer.items()}
+        if self.average:
+            tensors |= {f"average/{k}": v for k, v in self.average.tensors.items()}
+        state = self.state.gather(self.sums) | {"guard": self.guard.state()}
+        checkpoint.save(self.folder, self.state.step, tensors, state)
         if dist.is_main():
-            best = int(self.best["step"]) if self.best else None
+            best = int(self.state.best["step"]) if self.state.best else None
             checkpoint.retain(self.folder, self.config.keep_checkpoints, best)
-
-    @property
-    def folder(self) -> Path:
-        return self.output / "checkpoints"
 
     def _save(self, final: bool) -> None:
         """Save; a failure ends the run only at its end, since going on loses nothing."""
@@ -396,65 +333,29 @@ class Trainer:
         dist.barrier()
         found = checkpoint.steps(self.folder)
         newest = dist.broadcast_object(found[-1] if found else None)
-        if newest is not None:
-            self._load(checkpoint.Reader(self.folder / f"step_{newest}"))
-            log.say(f"resuming from step {self.step} of {self.folder}")
-        for file in (self.metrics, self.skip_list, self.bad_list):
-            file.forget_after(self.step)
-
-    def _load(self, reader: checkpoint.Reader) -> None:
+        if newest is None:
+            return
+        reader = checkpoint.Reader(self.folder / f"step_{newest}")
         reader.read_into(self.objective.state_dict(), "model/")
         names = reader.names("optimizer/")
         reader.read_into(optim.empty_optimizer_state(self.optimizer, names), "optimizer/")
         if self.average:
             reader.read_into(self.average.tensors, "average/")
-        state = reader.state
-        self.step, self.attempt = state["step"], state["attempt"]
-        self.seen, self.best = state["seen"], state["best"]
-        self.since_best = state["since_best"]
-        self.guard.load(state["guard"])
-        positions, sums = state["positions"], state["sums"]
-        if len(positions) == dist.world_size():
-            self.position = positions[dist.rank()]
-            self.sums.load(sums[dist.rank()])
-        elif all(p == positions[0] for p in positions):
-            self.position = positions[0]
-            self.sums.load(log.totals(sums) if dist.is_main() else {})
-        else:
-            raise ValueError(
-                f"{reader.path}: found {len(positions)} ranks at different places of the data, "
-                f"want the same number of ranks to resume, not {dist.world_size()}"
-            )
+        self.state = RunState.restore(reader.state, self.sums, str(reader.path))
+        self.guard.load(reader.state["guard"])
+        log.say(f"resuming from step {self.state.step} of {self.folder}")
 
     def export_state(self, which: str = "last") -> dict[str, Tensor]:
         """Full weights and buffers on the CPU (a collective): averaged, if an average is kept.
 
-        which: "last", or "best" to read those of the best validation.
+        which: "last", or "best" to read those of the best validation, if there was any.
         """
-        if which == "best" and self.best and int(self.best["step"]) != self.step:
-            return checkpoint.read_weights(self.folder / f"step_{int(self.best['step'])}")
+        best = self.state.best
+        if which == "best" and best and int(best["step"]) != self.state.step:
+            return checkpoint.read_weights(self.folder / f"step_{int(best['step'])}")
         with self.average.in_place() if self.average else nullcontext():
             state = self.objective.state_dict()
             return {k: parallel.whole(v).cpu().clone() for k, v in state.items()}
-
-    # --- signals and time -------------------------------------------------------------------
-
-    def _catch_signals(self) -> dict[int, Any]:
-        """SIGTERM and SIGINT end the run behind the current update; again, later, at once."""
-        first = math.inf
-
-        def note(number: int, _: Any) -> None:
-            nonlocal first
-            # A launcher passes on what the terminal has sent already: that is no second one.
-            if time.monotonic() > first + 2.0:
-                raise KeyboardInterrupt
-            first = min(first, time.monotonic())
-            self.signal = number
-
-        try:
-            return {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread, where signals do not arrive
-            return {}
 
 
 def _due(step: int, every: int) -> bool:

@@ -185,7 +185,7 @@ def test_updates_that_are_not_finite_are_skipped_and_their_utterances_named(tmp_
     assert lines[0]["ids"] == [[list(next(ToySource().updates({"update": 3})).batches[0].ids)]]
     assert "nan" in lines[0]["why"]
     assert all(torch.isfinite(v).all() for v in trainer.export_state().values())
-    assert trainer.attempt == 12
+    assert trainer.state.attempt == 12
 
 
 def test_a_run_of_bad_updates_ends_with_an_error(tmp_path: Path) -> None:
