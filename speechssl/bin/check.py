@@ -96,7 +96,8 @@ def examine(row: Row, config: CheckConfig, store: Any = None) -> Finding:
     span = (start, duration, length / rate if rate > 0 else 0.0)
     seconds = _examine_audio(audio, span, config, bad, notes)
     if seconds is not None:
-        _examine_labels(row, seconds, config, store, bad)
+        if "duration" not in bad:
+            _examine_labels(row, seconds, config, store, bad)
         if not any(s.get("text") for s in row.get("supervisions", [])):
             notes["no_text"] = "no transcript"
     return Finding(str(row["id"]), audio, bad, notes)
@@ -243,13 +244,14 @@ def _results(config: CheckConfig) -> Iterator[tuple[Row, Finding | None]]:
         yield from map(_work, itertools.chain(head, tasks))
         return
     import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
 
     context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, initializer=_start, initargs=(config,)) as pool:
-        # Batches bound what is in flight: imap alone would read the whole manifest into memory.
+    with ProcessPoolExecutor(jobs, context, _start, (config,)) as pool:
+        # Batches bound what is in flight: `map` alone would read the whole manifest into memory.
         everything = itertools.chain(head, tasks)
         while batch := list(itertools.islice(everything, 2048)):
-            yield from pool.imap(_work, batch, chunksize=16)
+            yield from pool.map(_work, batch, chunksize=16)
 
 
 def run(config: CheckConfig) -> dict[str, Any]:

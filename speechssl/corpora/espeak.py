@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,31 @@ class _Heard:
     symbol: str
 
 
+# What is loaded belongs to the process: a second handle would keep the old state alive.
+_LOADED: list[ctypes.CDLL] = []
+
+
+def unload() -> None:
+    """Unload the library, and with it all its state."""
+    import _ctypes
+
+    while _LOADED:
+        library = _LOADED.pop()
+        library.espeak_Terminate()
+        path = library._name
+        _ctypes.dlclose(library._handle)
+        try:
+            handle = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+        except OSError:
+            continue
+        _ctypes.dlclose(handle._handle)
+        warnings.warn(
+            f"{path} stays loaded, since something else in this process uses it: an utterance may "
+            "depend on those before it, and the same seed give slightly other audio",
+            stacklevel=3,
+        )
+
+
 class Synthesiser:
     """One eSpeak NG library in this process; the same call always gives the same samples."""
 
@@ -118,7 +145,6 @@ class Synthesiser:
             ) from None
         self._path = str(espeakng_loader.get_library_path())
         self._data = str(espeakng_loader.get_data_path())
-        self._library: ctypes.CDLL | None = None
         self._chunks: list[np.ndarray] = []
         self._heard: list[_Heard] = []
         self._callback = _Callback(self._receive)  # kept: C holds no reference to it
@@ -166,17 +192,8 @@ class Synthesiser:
         phones = _phones(self._heard, wave)
         return Speech(wave, _words(self._heard, text, phones, len(wave)), phones)
 
-    def close(self) -> None:
-        """Unload the library."""
-        import _ctypes
-
-        if self._library is not None:
-            self._library.espeak_Terminate()
-            _ctypes.dlclose(self._library._handle)
-            self._library = None
-
     def _fresh_library(self) -> ctypes.CDLL:
-        self.close()
+        unload()
         library = ctypes.CDLL(self._path)
         options = _INIT_PHONEME_EVENTS | _INIT_PHONEME_IPA | _INIT_DONT_EXIT
         rate = library.espeak_Initialize(_SYNCHRONOUS, 0, self._data.encode(), options)
@@ -186,7 +203,7 @@ class Synthesiser:
                 f"is the data folder {self._data} complete?"
             )
         library.espeak_SetSynthCallback(self._callback)
-        self._library = library
+        _LOADED.append(library)
         return library
 
     def _receive(self, wave, count: int, events) -> int:

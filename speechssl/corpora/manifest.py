@@ -49,8 +49,8 @@ def read_header(path: str | Path) -> AudioHeader:
 
 
 def alignment_items(items: Sequence[tuple[str, float, float]]) -> list[list[Any]]:
-    """Alignment of (symbol, start, end) in seconds as Lhotse stores it: symbol, start, duration."""
-    return [[symbol, round(a, 5), round(b - a, 5)] for symbol, a, b in items]
+    """Alignment of (symbol, start, end) as Lhotse stores it: symbol, start, duration, score."""
+    return [[symbol, round(a, 5), round(b - a, 5), None] for symbol, a, b in items]
 
 
 def cut_row(

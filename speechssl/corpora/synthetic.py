@@ -256,15 +256,25 @@ def _workers(config: Config, tasks: list[tuple[str, int, int]]) -> Iterable[floa
     """Run blocks in worker processes (or here, for one job), in whatever order they end."""
     jobs = min(config.jobs or os.cpu_count() or 1, len(tasks))
     if jobs <= 1:
+        from speechssl.corpora.espeak import unload
+
         _start_worker(config)
         yield from map(_run_block, tasks)
-        _STATE["synthesiser"].close()
+        unload()
         return
     import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
 
+    # Not a multiprocessing.Pool, which waits for ever for a worker that was killed.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, initializer=_start_worker, initargs=(config,)) as pool:
-        yield from pool.imap_unordered(_run_block, tasks)
+    with ProcessPoolExecutor(jobs, context, _start_worker, (config,)) as pool:
+        futures = [pool.submit(_run_block, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _make(config: Config, counts: dict[str, int]) -> None:
@@ -329,6 +339,8 @@ def _claim_output(config: Config) -> None:
             "want an empty folder or the same options; choose another --output or remove it"
         )
     file.write_text(mark)
+    for stray in Path(config.output).rglob("*.tmp"):  # of a run that was killed
+        stray.unlink()
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
