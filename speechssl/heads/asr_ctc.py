@@ -57,8 +57,8 @@ class CtcConfig(HeadConfig):
     """Channels per span."""
     freeze_encoder_steps: int = 0
     """Optimiser updates during which only the head learns; -1: always."""
-    freeze_front_end: bool = True
-    """Never train the encoder's front end."""
+    freeze_front_end: bool = False
+    """Never train the encoder's front end, as published for pretrained ones."""
     intermediate_layers: list[int] = dataclasses.field(default_factory=list)
     """Layers that get a CTC loss of their own through the same output layer."""
     intermediate_weight: float = 0.3

@@ -12,6 +12,7 @@ from fakes import FakeConfig, make_batch
 from torch import Tensor
 
 from speechssl.contract import Batch
+from speechssl.encoders.transformer import TransformerConfig
 from speechssl.objectives.hubert import CosineHead, Hubert, HubertConfig, feature_penalty
 from speechssl.objectives.wavlm import WavLM, WavLMConfig
 
@@ -69,7 +70,7 @@ def test_the_loss_is_the_cross_entropy_of_masked_frames_alone() -> None:
         log_p = head(x[b, t][None]).double().log_softmax(-1)[0]
         expected -= float(log_p[batch.targets["km"][b, t]])
     loss = model(batch)
-    assert float(loss.total) == pytest.approx(expected, rel=1e-5)
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert int(loss.count) == int(mask.sum())
 
 
@@ -84,7 +85,7 @@ def test_label_sets_are_summed_and_masked_frames_counted_once() -> None:
         single.heads[name].load_state_dict(both.heads[name].state_dict())
         parts.append(single(batch))
     loss = both(batch)
-    assert float(loss.total) == pytest.approx(sum(float(p.total) for p in parts), rel=1e-6)
+    assert loss.total.item() == pytest.approx(sum(p.total.item() for p in parts), rel=1e-6)
     assert int(loss.count) == int(parts[0].count) == int(parts[1].count)
     for name, part in zip(sets, parts, strict=True):
         assert ratio(loss.logs[f"masked_accuracy_{name}"]) == ratio(part.logs["masked_accuracy"])
@@ -99,7 +100,7 @@ def test_frames_without_label_are_not_scored() -> None:
     mask, _ = model.frame_mask(batch)
     assert int(cut.count) == int(mask[:, :40].sum())
     none = model(dataclasses.replace(batch, targets={"km": torch.full_like(labels, -100)}))
-    assert float(none.total) == 0.0 and int(none.count) == 0
+    assert none.total.item() == 0.0 and int(none.count) == 0
 
 
 def test_unmasked_frames_join_loss_and_count_with_their_weight() -> None:
@@ -112,7 +113,7 @@ def test_unmasked_frames_join_loss_and_count_with_their_weight() -> None:
     a, b = plain(batch), weighted(batch)
     assert int(a.count) == int(mask.sum())
     assert float(b.count) == float(mask.sum() + 0.5 * (valid & ~mask).sum())
-    assert float(b.total) > float(a.total)
+    assert b.total.item() > a.total.item()
     assert a.logs["unmasked_accuracy"] == b.logs["unmasked_accuracy"]
 
 
@@ -159,7 +160,7 @@ def test_labels_of_incomplete_last_frames_are_left_aside() -> None:
     batch = make_batch(model.encoder, [1.0, 2.0], {"km": 100})
     longer = torch.nn.functional.pad(batch.targets["km"], (0, 2), value=5)
     more = model(_broken(batch, targets={"km": longer}))
-    assert float(more.total) == float(model(batch).total)
+    assert more.total.item() == model(batch).total.item()
     with pytest.raises(ValueError, match="hop_samples"):
         model(_broken(batch, targets={"km": torch.cat([longer, longer], 1)}))
 
@@ -185,8 +186,33 @@ def test_wavlm_reads_the_mixed_view_and_misses_it_by_name() -> None:
     hubert = objective()
     batch = make_batch(model.encoder, [1.0, 2.0], {"km": 100}, views=["mixed"])
     swapped = _broken(batch, wave=batch.views["mixed"])
-    assert float(model(batch).total) == float(hubert(swapped).total)
-    assert float(model(batch).total) != float(hubert(batch).total)
+    assert model(batch).total.item() == hubert(swapped).total.item()
+    assert model(batch).total.item() != hubert(batch).total.item()
     clean = _broken(batch, views={})
     with pytest.raises(ValueError, match=r"data\.mixing"):
         model(clean)
+
+
+def test_the_front_end_gradient_scales_with_the_penalty_included() -> None:
+    gradients = []
+    for scale in (1.0, 0.1):
+        torch.manual_seed(0)
+        encoder = TransformerConfig(
+            front_dim=16,
+            layers=1,
+            dim=16,
+            ffn_dim=32,
+            heads=2,
+            pos_conv_kernel=8,
+            pos_conv_groups=4,
+            conv_gradient_scale=scale,
+        )
+        model = objective(encoder=encoder, classes={"km": 8}, feature_penalty=10.0).eval()
+        loss = model(make_batch(model.encoder, [0.5, 0.3], {"km": 8}))
+        assert loss.logs["feature_penalty"][0] > 0
+        loss.total.backward()
+        gradients.append([p.grad for p in model.encoder.front.parameters()])
+        outside = model.encoder.projection.weight.grad
+        assert outside is not None and outside.any()
+    for whole, tenth in zip(*gradients, strict=True):
+        assert (0.1 * whole - tenth).abs().max() < 1e-5 * tenth.abs().max()
