@@ -311,17 +311,10 @@ def _extractor(
 
 def _open_encoder(model: str) -> tuple[Encoder, dict[str, Any]]:
     """The encoder of an own or a public model, and a hash of its weights."""
+    from speechssl.hub.load import load
     from speechssl.labels.features import weights_hash
 
-    folder = Path(model)
-    if (folder / "model.json").is_file() or not (folder / "config.json").is_file():
-        from speechssl.model_file import open_model
-
-        encoder = open_model(folder).encoder
-    else:
-        from speechssl.hub.load import load
-
-        encoder = load(model).encoder
+    encoder = load(model).encoder
     return encoder, {"model_hash": weights_hash(encoder)}
 
 

@@ -27,6 +27,9 @@ from speechssl.labels.reservoir import frame_keys
 CHUNK_POINTS = 4096
 """Points per matrix product: keeps the (points, K) scores in cache."""
 
+CHUNK_POINTS_CUDA = 65536
+"""On a GPU few large products are faster than many small ones."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KMeansConfig:
@@ -69,7 +72,7 @@ class KMeansFit:
 
     centroids: (K, D) float32. counts: (K,) points per class. inertia: mean squared distance per
     point to its nearest centroid, measured with these very centroids. history: inertia of each
-    pass, the first being that of the start. seconds are left to the caller.
+    pass, the first being that of the start. points: how many there were over all ranks.
     """
 
     centroids: Tensor
@@ -114,7 +117,7 @@ class Assigner:
 
 def class_sums(points: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Sum of the points of each class: (n, D), (n,) -> (K, D). Deterministic on every device."""
-    if points.is_cuda:
+    if points.device.type != "cpu":
         # index_add_ uses atomics on CUDA: the order of additions, and so the sum, would vary.
         hot = torch.zeros(classes, len(points), device=points.device)
         hot[labels, torch.arange(len(points), device=points.device)] = 1.0
@@ -139,19 +142,16 @@ def one_pass(points: Tensor, centroids: Tensor, device: torch.device | str) -> P
     """Assign every point of every rank to its centroid, and sum per class."""
     assigner = Assigner(centroids, device)
     classes, dim = centroids.shape
-    total = torch.zeros(classes, dim + 2, dtype=torch.float64)
-    for part in points.split(CHUNK_POINTS):
+    total = torch.zeros(classes, dim + 2, dtype=torch.float64, device=device)
+    for part in points.split(CHUNK_POINTS if total.is_cpu else CHUNK_POINTS_CUDA):
         centred, labels, distances = assigner.nearest(part)
-        total[:, :dim] += class_sums(centred, labels, classes).to("cpu", torch.float64)
-        labels = labels.cpu()
-        total[:, dim] += torch.bincount(labels, minlength=classes)
-        total[:, dim + 1] += torch.bincount(
-            labels, weights=distances.to("cpu", torch.float64), minlength=classes
-        )
-    total = _all_reduce(total, device)
-    counts = total[:, dim]
+        # Two further columns: the squared distances, and ones to count the points.
+        columns = torch.cat([centred, distances[:, None], torch.ones_like(distances[:, None])], 1)
+        total += class_sums(columns, labels, classes)
+    total = dist.all_reduce_sum(total).cpu()
+    counts = total[:, dim + 1].round()
     sums = total[:, :dim] + counts[:, None] * assigner.offset.to("cpu", torch.float64)
-    return PassSums(sums, counts, total[:, dim + 1])
+    return PassSums(sums, counts, total[:, dim].clone())
 
 
 def fit_kmeans(
@@ -182,6 +182,7 @@ def fit_kmeans(
     if state is None:
         state = _State(_seed_centroids(subset, config, device, say), [], 0)
         state.save(state_path, config, total)
+    points = _on_device(points, device)
     step = _mini_batch_steps if config.batch_points else _lloyd_steps
     for inertia in step(points, keys, subset, state, config, device):
         say("lloyd", state.iteration, inertia)
@@ -235,10 +236,11 @@ def _mini_batch_steps(
     while state.iteration < config.max_iterations and not state.converged(config.tolerance):
         sse, seen = 0.0, torch.zeros(config.classes, dtype=torch.float64)
         for b in range(batches):
-            part = points[order[edges[b] : edges[b + 1]]]
+            part = points[order[edges[b] : edges[b + 1]].to(points.device)]
             found = one_pass(part, state.centroids, device)
             seen += found.counts
-            # The first pass starts from the seeds' own weight of one subset's points per class.
+            # Earlier passes count as if they had spread evenly over the classes: so the state
+            # to save is the centroids and the number of passes alone.
             weight = found.counts / (state.iteration * total / config.classes + seen).clamp(min=1)
             mean = found.sums / found.counts.clamp(min=1)[:, None]
             state.centroids = torch.lerp(state.centroids, mean, weight[:, None])
@@ -348,6 +350,14 @@ def _count_points(points: Tensor, config: KMeansConfig) -> int:
     return total
 
 
+def _on_device(points: Tensor, device: torch.device | str) -> Tensor:
+    """The points on the GPU if they take at most half of its free memory; else where they are."""
+    if torch.device(device).type != "cuda":
+        return points
+    free, _ = torch.cuda.mem_get_info(torch.device(device))
+    return points.to(device) if points.nbytes <= free // 2 else points
+
+
 def _lowest_keys(points: Tensor, keys: np.ndarray, count: int) -> Tensor:
     """The `count` points of lowest key over all ranks, in key order, on rank 0 (else empty)."""
     order = np.argsort(keys, kind="stable")[:count]
@@ -360,9 +370,3 @@ def _lowest_keys(points: Tensor, keys: np.ndarray, count: int) -> Tensor:
 
 def _key_at(fraction: float) -> np.uint64:
     return np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
-
-
-def _all_reduce(x: Tensor, device: torch.device | str) -> Tensor:
-    if torch.device(device).type == "cuda":
-        return dist.all_reduce_sum(x.to(device)).cpu()
-    return dist.all_reduce_sum(x)

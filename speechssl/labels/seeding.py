@@ -34,7 +34,7 @@ def find_start(
     few = torch.randperm(len(points), generator=generator)[: classes * SEED_POINTS_PER_CLASS]
     few = few.to(points.device)
     centroids = greedy_plus_plus(points[few], norms[few], classes, generator)
-    # Two passes bring the seeds, which are points, to means: splits are judged on means.
+    # A few passes bring the seeds, which are points, to means: splits are judged on means.
     for _ in range(3):
         fit = _assign(points, norms, centroids)
         centroids = _means(points, fit, centroids)
@@ -84,6 +84,8 @@ def _distances(points: Tensor, norms: Tensor, others: Tensor, other_norms: Tenso
 
 @dataclasses.dataclass(frozen=True)
 class _Fit:
+    """labels: (S,) on the points' device; the sums per cluster (K,) are on the CPU."""
+
     labels: Tensor
     counts: Tensor
     sse: Tensor
@@ -113,20 +115,15 @@ def _assign(points: Tensor, norms: Tensor, centroids: Tensor) -> _Fit:
     distances = (best + norms.double()).clamp_(min=0)
     return _Fit(
         label,
-        torch.bincount(label, minlength=classes),
+        torch.bincount(label.cpu(), minlength=classes),
         _sum_by(label, distances, classes),
         _sum_by(label, rise, classes),
     )
 
 
 def _sum_by(labels: Tensor, values: Tensor, classes: int) -> Tensor:
-    """(S,), (S,) float64 -> (K,): sorted, since scatter-adds are not deterministic on CUDA."""
-    if not labels.is_cuda:
-        return torch.bincount(labels, weights=values, minlength=classes)
-    order = labels.argsort(stable=True)
-    ends = torch.bincount(labels, minlength=classes).cumsum(0)
-    total = torch.nn.functional.pad(values[order].cumsum(0), (1, 0))[ends]
-    return total.diff(prepend=total.new_zeros(1))
+    """(S,), (S,) float64 -> (K,) on the CPU: weighted counts are not deterministic on CUDA."""
+    return torch.bincount(labels.cpu(), weights=values.cpu(), minlength=classes)
 
 
 def _means(points: Tensor, fit: _Fit, centroids: Tensor) -> Tensor:
@@ -136,8 +133,8 @@ def _means(points: Tensor, fit: _Fit, centroids: Tensor) -> Tensor:
     sums = torch.zeros_like(centroids, dtype=torch.float64)
     for part, labels in zip(points.split(CHUNK), fit.labels.split(CHUNK)):
         sums += class_sums(part, labels, len(centroids))
-    means = (sums / fit.counts.clamp(min=1)[:, None]).float()
-    return torch.where(fit.counts[:, None] > 0, means, centroids)
+    counts = fit.counts.to(points.device)[:, None]
+    return torch.where(counts > 0, (sums / counts.clamp(min=1)).float(), centroids)
 
 
 def _swap(points: Tensor, fit: _Fit, centroids: Tensor) -> tuple[Tensor, int]:
@@ -146,11 +143,12 @@ def _swap(points: Tensor, fit: _Fit, centroids: Tensor) -> tuple[Tensor, int]:
     if classes < 3:
         return centroids, 0
     counts = fit.counts.double()
-    gaps = torch.cdist(centroids.double(), centroids.double()).square()
+    exact = centroids.to("cpu", torch.float64)
+    gaps = torch.cdist(exact, exact).square()
     ward = gaps * (counts[:, None] * counts[None] / (counts[:, None] + counts[None]).clamp(min=1))
     ward.fill_diagonal_(float("inf"))
     ward_cost, partner = ward.min(1)
-    cost = torch.minimum(ward_cost, fit.removal).cpu()
+    cost = torch.minimum(ward_cost, fit.removal)
     splits = _best_splits(points, fit, centroids)
     removable = cost.argsort(stable=True).tolist()
     moved, used, swaps = centroids.clone(), set(), 0
@@ -172,8 +170,8 @@ def _swap(points: Tensor, fit: _Fit, centroids: Tensor) -> tuple[Tensor, int]:
         if victim is None or cost[victim] >= 0.9 * gain:
             break
         heir = partner_of[victim]
-        weight = counts[victim] / (counts[victim] + counts[heir]).clamp(min=1)
-        moved[heir] = torch.lerp(centroids[heir], centroids[victim], weight.float())
+        weight = float(counts[victim] / (counts[victim] + counts[heir]).clamp(min=1))
+        moved[heir] = torch.lerp(centroids[heir], centroids[victim], weight)
         moved[parent], moved[victim] = children[0], children[1]
         used |= {parent, victim, heir}
         swaps += 1

@@ -231,6 +231,7 @@ def test_labels_that_exist_are_kept_and_only_new_cuts_are_added(
     assert all(np.array_equal(both.frames(name), before[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_labels_of_one(corpus: Path, tmp_path: Path) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",

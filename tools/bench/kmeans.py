@@ -39,15 +39,14 @@ def mixture(points: int, dim: int, centres: int, seed: int) -> np.ndarray:
 def real(options: argparse.Namespace) -> np.ndarray:
     """Frames sampled from `--cuts`: a layer of `--model`, or stacked MFCC."""
     from speechssl.data.loader import read_all
-
+    from speechssl.hub.load import load
     from speechssl.labels.features import EncoderFeatures, MfccFeatures
     from speechssl.labels.reservoir import FrameReservoir
-    from speechssl.model_file import open_model
 
     batches = read_all(options.cuts, max_batch_seconds=100.0)
     stack = 1
     if options.model:
-        extractor = EncoderFeatures(open_model(options.model).encoder, options.layer)
+        extractor = EncoderFeatures(load(options.model).encoder, options.layer)
     else:
         extractor = MfccFeatures()
         stack = max(1, round(options.dim / extractor.dim))
