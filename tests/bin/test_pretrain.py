@@ -152,10 +152,24 @@ def test_a_killed_run_of_the_whole_program_resumes_bit_equal(config_file, tmp_pa
 
 
 @pytest.mark.slow
-def test_one_rank_equals_two_of_the_whole_program(config_file, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["replicated", "fsdp2"])
+def test_one_rank_equals_two_of_the_whole_program(config_file, tmp_path: Path, parallel) -> None:
     still = {"dropout": "0", "attention_dropout": "0", "input_dropout": "0", "layerdrop": "0"}
     more = [w for k, v in still.items() for w in (f"--objective.encoder.{k}", v)]
     finish(start(config_file, tmp_path / "one", *more))
-    finish(start(config_file, tmp_path / "two", *more, ranks=2))
+    finish(start(config_file, tmp_path / "two", *more, "--train.parallel", parallel, ranks=2))
     for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         assert one == pytest.approx(two, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_sharded_runs_with_dropped_layers_averages_and_bf16_reach_their_end(
+    config_file, tmp_path: Path
+) -> None:
+    more = ["--objective.encoder.layerdrop", "0.5", "--train.precision", "bf16",
+            "--train.ema_decay", "0.9", "--train.parallel", "fsdp2"]  # fmt: skip
+    finish(start(config_file, tmp_path / "run", *more, ranks=2))
+    valid = [x["loss_nats"] for x in lines(tmp_path / "run") if x["split"] == "valid"]
+    assert valid[-1] < valid[0]
+    out = open_model(tmp_path / "run").encoder(torch.zeros(1, 16000), torch.tensor([16000]))
+    assert torch.isfinite(out.last).all()

@@ -202,6 +202,17 @@ def test_lines_behind_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     assert lines == [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 4, "new": 1}]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    file = LineFile(path)
+    file.write('{"step": 1}')
+    path.unlink()
+    file.write('{"step": 2}')
+    assert path.read_text().splitlines() == ['{"step": 1}', '{"step": 2}']
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     output: str = "x"

@@ -89,7 +89,7 @@ def test_batch_shape_does_not_change_loss_and_gradient() -> None:
             loss.total.backward()
         count = sum(int(x.count) for x in losses)
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()]) / count
-        results.append((sum(float(x.total) for x in losses) / count, gradient))
+        results.append((sum(x.total.item() for x in losses) / count, gradient))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=1e-6)
 
