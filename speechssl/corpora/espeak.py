@@ -158,6 +158,36 @@ class Synthesiser:
             found[path.name] = genders[0] if genders else "unknown"
         return found
 
+    def languages(self) -> dict[str, str]:
+        """Language tags of the data folder, in lower case -> the voice that speaks them best."""
+        best: dict[str, tuple[int, str]] = {}
+        for path in sorted((Path(self._data) / "lang").rglob("*")):
+            if not path.is_file():
+                continue
+            # eSpeak finds a voice by its file's name; tags such as en-gb are written inside.
+            tags = {path.name.lower(): -1}
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                fields = line.split()
+                if len(fields) > 1 and fields[0] == "language":
+                    priority = int(fields[2]) if fields[2:] and fields[2].isdigit() else 5
+                    tags.setdefault(fields[1].lower(), priority)
+            for tag, priority in tags.items():
+                best[tag] = min(best.get(tag, (99, "")), (priority, path.name))
+        return {tag: name for tag, (_, name) in best.items()}
+
+    def voice(self, language: str, variant: str | None = None) -> str:
+        """Name of a voice for `speak`; `ValueError` naming the near languages if there is none."""
+        known = self.languages()
+        name = known.get(language.lower())
+        if name is None:
+            primary = language.split("-")[0].lower()
+            near = sorted(tag for tag in known if tag.split("-")[0] == primary) or sorted(known)
+            raise ValueError(
+                f"languages: found {language!r}, which eSpeak NG does not speak; want one of: "
+                f"{', '.join(near)}"
+            )
+        return f"{name}+{variant}" if variant else name
+
     def speak(self, text: str, *, voice: str, prosody: Prosody, seed: int) -> Speech:
         """Speak `text` with a voice such as 'en-us+f2'; raise `ValueError` if eSpeak refuses it.
 

@@ -152,7 +152,7 @@ def _utterance(config: Config, speaker: Any, index: int) -> Row:
     mood = MOODS[emotion]
     speech = _STATE["synthesiser"].speak(
         spoken.written,
-        voice=f"{speaker.language}+{speaker.variant}",
+        voice=f"{_STATE['voices'][speaker.language]}+{speaker.variant}",
         prosody=speaker.in_mood(mood),
         seed=rng.getrandbits(31),
     )
@@ -212,7 +212,9 @@ def _start_worker(config: Config) -> None:
     from speechssl.corpora.espeak import Synthesiser
 
     _STATE["config"] = config
-    _STATE["synthesiser"] = Synthesiser()
+    synthesiser = _STATE["synthesiser"] = Synthesiser()
+    spoken = [*config.languages, *config.heldout_languages]
+    _STATE["voices"] = {language: synthesiser.voice(language) for language in spoken}
     by_split: dict[str, list[Any]] = {}
     for speaker in _speakers(config):
         by_split.setdefault(speaker.split, []).append(speaker)
@@ -354,6 +356,10 @@ def fingerprint(rows: Iterable[Row]) -> str:
 
 def prepare(config: Config) -> dict[str, Path]:
     """Generate the corpus (or the rest of it) and write its cuts; return split -> file."""
+    from speechssl.corpora.espeak import Synthesiser
+
+    for language in [*config.languages, *config.heldout_languages]:
+        Synthesiser().voice(language)  # an error here, not from within every worker
     _claim_output(config)
     counts = _counts(config)
     with CutsWriter(config.output) as writer:

@@ -64,6 +64,18 @@ def test_an_utterance_does_not_depend_on_what_was_spoken_before(synthesiser: Syn
     assert speak("where is the station", "en-us+f2") == first
 
 
+@pytest.mark.parametrize("language", ["en-us", "en-gb", "fr-fr", "es-419", "de", "en-gb-scotland"])
+def test_regions_are_spoken_by_their_tags(synthesiser: Synthesiser, language: str) -> None:
+    voice = synthesiser.voice(language, "f2")
+    assert len(synthesiser.speak("one", voice=voice, prosody=Prosody(), seed=0).wave) > 4000
+
+
+def test_an_unknown_region_is_an_error_that_lists_the_known(tmp_path: Path) -> None:
+    config = Config(output=str(tmp_path), utterances=3, speakers=3, languages=["en-xx"])
+    with pytest.raises(ValueError, match=r"'en-xx'.*en-gb.*en-us"):
+        prepare(config)
+
+
 def test_a_library_held_by_others_is_warned_of(synthesiser: Synthesiser) -> None:
     import _ctypes
     import ctypes
