@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from speechssl import dist
 from speechssl.config import EncoderConfig
 from speechssl.contract import Encoder, EncoderOutput, padding_mask
+from speechssl.nn.linear import Linear
 from speechssl.nn.log_mel import LogMelFrontEnd
 from speechssl.nn.positions import PositionalConv, RelativeBias
 from speechssl.nn.strided_conv import scale_gradient
@@ -146,7 +147,7 @@ class TransformerEncoder(Encoder):
         self.hop_samples = self.front.hop_samples
         self.receptive_field_samples = self.front.receptive_field_samples
         self.front_norm = nn.LayerNorm(config.front_dim)
-        self.projection = nn.Linear(config.front_dim, config.dim)
+        self.projection = Linear(config.front_dim, config.dim)
         self.mask_emb = nn.Parameter(torch.empty(config.dim).uniform_())
         self.pos_conv = PositionalConv(config.dim, config.pos_conv_kernel, config.pos_conv_groups)
         self.relative_bias = None
@@ -314,8 +315,11 @@ def normalise_wave(wave: Tensor, lengths: Tensor) -> Tensor:
     Differs: epsilon 1e-7 as in transformers' feature extractor; fairseq has 1e-5, which shows on
     very quiet recordings only.
     """
+    # Sums in float64: in float32 their rounding would differ with the length of the padding.
+    wide = torch.float32 if wave.device.type == "mps" else torch.float64
     valid = ~padding_mask(lengths, wave.shape[1])
     count = lengths[:, None]
-    mean = (wave * valid).sum(1, keepdim=True) / count
-    centred = (wave - mean) * valid
-    return centred * (centred.square().sum(1, keepdim=True) / count + 1e-7).rsqrt()
+    mean = (wave * valid).sum(1, keepdim=True, dtype=wide) / count
+    centred = (wave - mean.to(wave.dtype)) * valid
+    variance = centred.square().sum(1, keepdim=True, dtype=wide) / count
+    return centred * (variance + 1e-7).rsqrt().to(wave.dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from speechssl.nn.linear import Linear
 from speechssl.nn.positions import expand_offsets
 
 
@@ -47,8 +48,8 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, *, dropout: float, gated: bool, kernel: str) -> None:
         super().__init__()
         self.heads, self.dropout, self.kernel = heads, dropout, kernel
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.out = Linear(dim, dim)
         self.gate = BiasGate(dim, heads) if gated else None
 
     def forward(self, x: Tensor, keep: Tensor | None = None, bias: Tensor | None = None) -> Tensor:

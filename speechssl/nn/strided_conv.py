@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from speechssl.nn.linear import product
+
 
 def gelu_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """Convolve GELU(x) over rows: y[m] = bias + sum_j weight[:, :, j] @ gelu(x)[m * stride + j].
@@ -25,7 +27,7 @@ def gelu_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Te
     The taps that fall behind the end count as zero. Only `x` is kept for the backward pass; its
     GELU is computed again there, which halves what a front end holds in memory.
     """
-    taps = weight.permute(2, 1, 0).reshape(-1, weight.shape[0])
+    taps = weight.transpose(1, 2).flatten(1)  # (O, k * C)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, taps = x.to(dtype), taps.to(dtype)
@@ -33,8 +35,8 @@ def gelu_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Te
     return _GeluConv.apply(x, taps, bias, stride)  # pyright: ignore
 
 
-def _groups(taps: Tensor, width: int) -> list[Tensor]:
-    return [taps[i : i + width] for i in range(0, taps.shape[0], width)]
+def _groups(taps: Tensor, width: int) -> tuple[Tensor, ...]:
+    return taps.split(width, dim=1)
 
 
 class _GeluConv(torch.autograd.Function):
@@ -45,9 +47,9 @@ class _GeluConv(torch.autograd.Function):
         width = stride * x.shape[1]
         h = F.gelu(x).view(-1, width)
         first, *rest = _groups(taps, width)
-        y = h @ first if bias is None else torch.addmm(bias, h, first)
+        y = product(h, first, bias)
         for shift, group in enumerate(rest, start=1):
-            y[: len(h) - shift].addmm_(h[shift:, : len(group)], group)
+            y[: len(h) - shift] += product(h[shift:, : group.shape[1]], group)
         return y
 
     @staticmethod
@@ -61,14 +63,13 @@ class _GeluConv(torch.autograd.Function):
             h = F.gelu(x).view(-1, width)
             d_taps = torch.empty_like(taps)
             for shift, group in enumerate(_groups(d_taps, width)):
-                rows = len(h) - shift
-                torch.mm(h[shift:, : len(group)].t(), dy[:rows], out=group)
+                group.copy_(product(dy[: len(h) - shift].t(), h[shift:, : group.shape[1]].t()))
             del h
         if need_x:
             first, *rest = _groups(taps, width)
-            d_h = dy @ first.t()
+            d_h = product(dy, first.t())
             for shift, group in enumerate(rest, start=1):
-                d_h[shift:, : len(group)].addmm_(dy[: len(dy) - shift], group.t())
+                d_h[shift:, : group.shape[1]] += product(dy[: len(dy) - shift], group.t())
             d_h = d_h.view_as(x)
             d_x = torch.ops.aten.gelu_backward.grad_input(d_h, x, grad_input=d_h)
         d_bias = dy.sum(0) if need_bias and ctx.has_bias else None

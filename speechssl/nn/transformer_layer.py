@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.nn.attention import SelfAttention
+from speechssl.nn.linear import Linear
 
 
 class TransformerLayer(nn.Module):
@@ -31,8 +32,8 @@ class TransformerLayer(nn.Module):
             dim, heads, dropout=attention_dropout, gated=gated_bias, kernel=attention_kernel
         )
         self.attention_norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, dim)
+        self.fc1 = Linear(dim, ffn_dim)
+        self.fc2 = Linear(ffn_dim, dim)
         self.ffn_norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, keep: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
