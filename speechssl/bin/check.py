@@ -59,7 +59,7 @@ class CheckConfig:
     min_samples: int = 400
     """Shortest cut that is usable, in samples at `sampling_rate`."""
     silent_db: float = -70.0
-    """A cut is silent when its root mean square is below this level against full scale."""
+    """A cut is silent when its loudest quarter of a second has a root mean square below this."""
     clipped_share: float = 0.001
     """Share of samples at full scale from which on a cut is noted as clipped."""
     tolerance_seconds: float = 0.1
@@ -149,12 +149,20 @@ def _examine_audio(
         samples = round(seconds * config.sampling_rate)
         bad["too_short"] = f"{samples} samples, want {config.min_samples} or more"
         return seconds
-    _examine_samples(wave, config, bad, notes)
+    _examine_samples(wave, rate, config, bad, notes)
     return seconds
 
 
+def _quarters(wave: Any, rate: int) -> list[Any]:
+    """Mono pieces of a quarter of a second, so that a short sound in a long silence counts."""
+    import numpy as np
+
+    mono = wave.mean(axis=1, dtype=np.float64)
+    return np.array_split(mono, max(1, 4 * len(mono) // rate))
+
+
 def _examine_samples(
-    wave: Any, config: CheckConfig, bad: dict[str, str], notes: dict[str, str]
+    wave: Any, rate: int, config: CheckConfig, bad: dict[str, str], notes: dict[str, str]
 ) -> None:
     """Level, full-scale and finiteness of `wave` (samples, channels) float32."""
     import numpy as np
@@ -162,7 +170,7 @@ def _examine_samples(
     if not np.isfinite(wave).all():
         bad["not_finite"] = f"{int((~np.isfinite(wave)).sum())} samples are NaN or infinite"
         return
-    power = float(np.mean(np.square(wave.mean(axis=1, dtype=np.float64))))
+    power = max(float(np.mean(np.square(part))) for part in _quarters(wave, rate))
     level = 10 * np.log10(power) if power > 0 else float("-inf")
     if level < config.silent_db:
         bad["silent"] = f"{level:.1f} dB, want {config.silent_db} dB or more"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -166,8 +167,10 @@ def _utterance(config: Config, speaker: Any, index: int) -> Row:
     id = f"{speaker.name}-{index:06d}"
     path = Path(config.output).resolve() / "audio" / speaker.split / speaker.name / f"{id}.flac"
     path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = io.BytesIO()  # libsndfile would wait for the disk after every file
+    soundfile.write(encoded, wave, TARGET_RATE, format="FLAC", subtype="PCM_16")
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    soundfile.write(temporary, wave, TARGET_RATE, format="FLAC", subtype="PCM_16")
+    temporary.write_bytes(encoded.getbuffer())
     os.replace(temporary, path)
     custom = {
         **{"corpus": "synthetic", "theme": spoken.theme, "intent": spoken.intent},

@@ -116,6 +116,13 @@ def test_short_silent_and_non_finite_audio_is_bad(corpus: Corpus) -> None:
     assert "enough" in _clean(corpus)
 
 
+def test_a_short_sound_in_a_long_silence_is_not_silent(corpus: Corpus) -> None:
+    wave = np.zeros((160000, 1), np.float32)
+    wave[4000:4100] = _noise(100) / 50
+    corpus.add("click", wave)
+    assert _bad(_check(corpus)) == {}
+
+
 def test_8_khz_stereo_and_clipping_are_kept_with_a_note(corpus: Corpus) -> None:
     corpus.add("phone", _noise(8000, channels=2), rate=8000)
     corpus.add("loud", np.clip(_noise(16000) * 10, -1, 1))
