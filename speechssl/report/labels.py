@@ -116,9 +116,9 @@ def recognition(experiments: Sequence[Experiment]) -> str:
     found = [(f"{e.name}/{d.name}", d) for e in experiments for d in e.decodings]
     if not found:
         return section("Recognition", missing("no results.json or hyp.jsonl: nothing was decoded"))
-    rows = [[name, *_rates(d.results)] for name, d in found]
-    head = ("decoding", "WER", "95 % interval", "CER", "S", "D", "I", "words", "utterances",
-            "of them wrong")  # fmt: skip
+    rows = [[name, _how(d), *_rates(d.results)] for name, d in found]
+    head = ("decoding", "search", "WER", "95 % interval", "CER", "S", "D", "I", "words",
+            "utterances", "of them wrong")  # fmt: skip
     body = table(head, rows) + f'<div class="grid">{_by_length(found)}</div>'
     for name, decoding in found:
         worst = decoding.results.get("worst") or []
@@ -132,6 +132,18 @@ def recognition(experiments: Sequence[Experiment]) -> str:
         if confused:
             body += details(f"{name}: most frequent errors", confused)
     return section("Recognition", body)
+
+
+def _how(decoding: Decoding) -> str:
+    """Method, weights and real-time factor, as far as decode.json tells them."""
+    how = decoding.how
+    parts = [str(how["method"])] if how.get("method") else []
+    if how.get("lm"):
+        parts.append(f"LM weight {_figure(how.get('lm_weight'))}")
+    rtf = (how.get("timing") or {}).get("rtf")
+    if isinstance(rtf, float):
+        parts.append(f"RTF {rtf:.3f}")
+    return ", ".join(parts) or "—"
 
 
 def _rates(results: Mapping[str, Any]) -> list[str]:

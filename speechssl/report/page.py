@@ -22,6 +22,7 @@ STYLE = """
 body{margin:0 auto;max-width:1240px;padding:28px 24px 60px;background:var(--bg);color:var(--fg);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 h1{font-size:24px;margin:0 0 2px}h2{font-size:18px;margin:34px 0 10px}
+h3{font-size:15px;margin:16px 0 6px}
 h4{font-size:13px;margin:10px 0 4px;font-weight:600}
 p.sub,p.note,.missing{color:var(--soft);margin:2px 0}p.note{font-size:12.5px}
 nav{margin:10px 0 0;font-size:14px}nav a{margin-right:14px}a{color:var(--c0);text-decoration:none}

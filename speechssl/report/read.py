@@ -18,10 +18,14 @@ MARKS = (
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """A folder of `speechssl decode`: results as `speechssl score` writes them."""
+    """A folder of `speechssl decode`: results as `speechssl score` writes them.
+
+    how: what decode.json says of method, weights and time.
+    """
 
     name: str
     results: Mapping[str, Any]
+    how: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +188,8 @@ def _decodings(path: Path, troubles: list[str]) -> list[Decoding]:
         if results is None and (folder / "hyp.jsonl").is_file():
             results = _score(folder / "hyp.jsonl", troubles)
         if isinstance(results, dict) and "wer" in results:
-            found.append(Decoding(folder.name, results))
+            how = _json(folder / "decode.json", troubles) or results.get("decode") or {}
+            found.append(Decoding(folder.name, results, how))
     return found
 
 
@@ -216,7 +221,7 @@ def _score(path: Path, troubles: list[str]) -> dict[str, Any] | None:
 
 def _tables(path: Path, troubles: list[str]) -> dict[str, dict[str, Any]]:
     """Every other small JSON file of the folder and of its folders: clusters, quality, layers."""
-    known = {"model.json", "results.json", "decode.json", "config.json"}
+    known = {"model.json", "results.json", "decode.json", "config.json", "best.json"}
     tables = {}
     for file in sorted([*path.glob("*.json"), *path.glob("*/*.json")]):
         if file.name in known or "checkpoints" in file.parts or file.stat().st_size > 20_000_000:

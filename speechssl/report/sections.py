@@ -21,6 +21,7 @@ TITLES: dict[str, tuple[str, str]] = {
     ),
     "accuracy": ("Accuracy", ""),
     "wer": ("Word error rate", ""),
+    "cer": ("Character error rate", ""),
     "lr": ("Learning rate", ""),
     "grad_norm": ("Gradient norm", "Before clipping."),
     "audio_s_per_s": ("Throughput: seconds of audio per second", ""),
@@ -182,15 +183,24 @@ def curves(experiments: Sequence[Experiment]) -> str:
     trained = [e for e in experiments if e.metrics]
     if not trained:
         return section("Training", missing("no metrics.jsonl: nothing here was trained"))
-    by_experiment = {e.name: measures(e) for e in trained}
+    # Losses of different programs have different units: each program has its own charts.
+    verbs = list(dict.fromkeys(e.verb for e in trained))
+    groups = {verb: [e for e in trained if e.verb == verb] for verb in verbs}
+    body = ""
+    for verb, group in groups.items():
+        head = f"<h3>{escape(verb)}</h3>" if len(groups) > 1 else ""
+        body += head + _charts({e.name: measures(e) for e in group})
+    return section("Training", body)
+
+
+def _charts(by_experiment: Mapping[str, Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(n for found in by_experiment.values() for n in found))
-    names.sort(
-        key=lambda n: (list(TITLES).index(n) if n in TITLES else len(TITLES), n in CUMULATIVE)
-    )
+    order = {name: number for number, name in enumerate(TITLES)}
+    names.sort(key=lambda n: (order.get(n, len(order)), n in CUMULATIVE))
     main = "".join(_curve(n, by_experiment) for n in names if n in TITLES)
     rest = "".join(_curve(n, by_experiment) for n in names if n not in TITLES)
     more = details("Further measures", f'<div class="grid">{rest}</div>') if rest else ""
-    return section("Training", f'<div class="grid">{main}</div>{more}')
+    return f'<div class="grid">{main}</div>{more}'
 
 
 def _curve(name: str, by_experiment: Mapping[str, Mapping[str, Any]]) -> str:

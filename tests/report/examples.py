@@ -81,6 +81,8 @@ def decoding(folder: Path, *, errors: int = 2, scored: bool = True) -> Path:
         utterances.append((f"utt-{i:02d}", " ".join(words), " ".join(hypothesis), 1.5 + i / 3))
     lines = [json.dumps({"id": i, "ref": r, "hyp": h, "duration": d}) for i, r, h, d in utterances]
     (folder / "hyp.jsonl").write_text("\n".join(lines) + "\n")
+    how = {"method": "beam", "lm": "lm.arpa", "lm_weight": 1.5, "timing": {"rtf": 0.0512}}
+    (folder / "decode.json").write_text(json.dumps(how))
     if scored:
         results, found = error_rates(
             Utterance(id=i, ref=r, hyp=h, duration_s=d) for i, r, h, d in utterances

@@ -71,7 +71,7 @@ def test_a_whole_set_of_experiments_makes_one_closed_page(exp: Path) -> None:
         "Hubert", "100 classes of mfcc", "5000 of 5000", "(80 %)", "PNMI 0.287", "Learning rate",
         "Gradient norm", "Throughput", "Use of the clusters: km1/fit.json", "PNMI by layer",
         "Word error rate by length", "the 8 worst utterances", "options that differ",
-        "1 utterances left out", "hubert_it2/config.yaml",
+        "beam, LM weight 1.500, RTF 0.051", "1 utterances left out", "hubert_it2/config.yaml",
     ):  # fmt: skip
         assert wanted in text, wanted
     # Texts of a corpus are shown, never run: they are escaped wherever they appear.
