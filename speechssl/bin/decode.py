@@ -53,7 +53,7 @@ class DecodeOptions:
     """Try all pairs of lm_weights and word_scores on these cuts, and keep the best."""
     lm_weights: list[float] = dataclasses.field(default_factory=lambda: [0.0, 1.0, 2.0, 3.0, 4.0])
     """Language model weights of a sweep."""
-    word_scores: list[float] = dataclasses.field(default_factory=lambda: [-2.0, -1.0, 0.0, 1.0])
+    word_scores: list[float] = dataclasses.field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0, 4.0])
     """Word scores of a sweep."""
     nbest: int = 1
     """Hypotheses per utterance in hyp.jsonl (beam only)."""
@@ -372,6 +372,10 @@ def _write(
             f"best: lm_weight {best['lm_weight']:g}, word_score {best['word_score']:g}, "
             f"WER {100 * best_wer:.2f} %"
         )
+        for name, value in best.items():
+            tried = {point[name] for point in grid}
+            if len(tried) > 2 and value == max(tried):
+                print(f"the best {name} is the largest tried; larger ones may be better")
     write_text(folder / "decode.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
     print(
         f"{folder}/hyp.jsonl: {len(lines)} utterances, {len(skipped)} skipped, "

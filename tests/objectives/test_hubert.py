@@ -68,7 +68,7 @@ def test_the_loss_is_the_cross_entropy_of_masked_frames_alone() -> None:
     expected = 0.0
     for b, t in mask.nonzero().tolist():
         log_p = head(x[b, t][None]).double().log_softmax(-1)[0]
-        expected -= float(log_p[batch.targets["km"][b, t]])
+        expected -= log_p[batch.targets["km"][b, t]].item()
     loss = model(batch)
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert int(loss.count) == int(mask.sum())
