@@ -71,6 +71,11 @@ class Mixer:
         self.noise = CutIndices([config.noise_cuts]) if config.noise_cuts else None
         self.rirs = CutIndices([config.rir_cuts]) if config.rir_cuts else None
 
+    def touches(self, seed: int) -> bool:
+        """False if `corrupt` leaves the utterance of this seed as it is."""
+        reverberates = uniform(seed, _RIR) < self.config.rir_probability
+        return reverberates or uniform(seed, _MIXED) < self.config.probability
+
     def corrupt(
         self, wave: np.ndarray, seed: int, own: int, count: int, read_partner: ReadPartner
     ) -> Mixture | None:

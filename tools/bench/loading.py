@@ -116,13 +116,15 @@ def ways(cuts: str, labels: str, seconds: float) -> dict[str, Callable[[], float
             num_workers=0,
         )
 
+        updates = open_source(config, hop_samples=320, split="train").updates()
+
         def read() -> float:
             total = 0
-            for update in open_source(config, hop_samples=320, split="train").updates():
+            while True:
+                update = next(updates)
                 total += sum(int(b.wave_lengths.sum()) for b in update.batches)
-                if update.position["epoch"] == 1:
-                    break
-            return total / RATE
+                if update.position["window"] == update.position["update"] == 0:
+                    return total / RATE
 
         return read
 
@@ -135,8 +137,11 @@ def ways(cuts: str, labels: str, seconds: float) -> dict[str, Callable[[], float
     }
 
 
-def with_workers(cuts: str, labels: str, seconds: float, num_workers: int) -> float:
-    """Wall-clock rate of worker processes over one epoch, their start included."""
+def with_workers(cuts: str, labels: str, seconds: float, num_workers: int) -> dict[str, float]:
+    """Rates of worker processes over four epochs, their start included: wall, and per CPU second.
+
+    The latter is the work of one worker, handing batches over included.
+    """
     from speechssl.data.config import DataConfig, MixingConfig
     from speechssl.data.loader import open_source
 
@@ -149,12 +154,18 @@ def with_workers(cuts: str, labels: str, seconds: float, num_workers: int) -> fl
         max_seconds=min(seconds, 20.0),
         num_workers=num_workers,
     )
-    total, start = 0, time.perf_counter()
-    for update in open_source(config, hop_samples=320, split="train").updates():
+    total, start, before = 0, time.perf_counter(), os.times()
+    updates = open_source(config, hop_samples=320, split="train").updates()
+    for update in updates:
         total += sum(int(b.wave_lengths.sum()) for b in update.batches)
-        if update.position["epoch"] == 1:
+        if update.position["epoch"] == 4:
             break
-    return total / RATE / (time.perf_counter() - start)
+    passed = time.perf_counter() - start
+    del updates, update  # ends the workers, so that the system counts their time
+    after = os.times()
+    used = after.children_user + after.children_system
+    used -= before.children_user + before.children_system
+    return {"audio_s_per_s": total / RATE / passed, "audio_s_per_cpu_s": total / RATE / used}
 
 
 def measure(found: dict[str, Callable[[], float]], rounds: int) -> list[dict[str, Any]]:
@@ -252,9 +263,13 @@ def main() -> int:
                 f"{row['ratio_wall']:>12.3f}"
             )
         if options.workers:
-            rate = with_workers(cuts, labels, options.seconds, options.workers)
-            result["workers"] = {"num_workers": options.workers, "audio_s_per_s": rate}
-            print(f"{options.workers} worker processes, wall, start included: {rate:.0f} s/s")
+            rates = with_workers(cuts, labels, options.seconds, options.workers)
+            result["workers"] = {"num_workers": options.workers, **rates}
+            print(
+                f"{options.workers} worker processes: {rates['audio_s_per_s']:.0f} audio s / s; "
+                f"{rates['audio_s_per_cpu_s']:.0f} audio s / CPU s of a worker, "
+                f"{rates['audio_s_per_cpu_s'] / rows[0]['audio_s_per_cpu_s']:.3f} of the raw rate"
+            )
         if not options.no_memory:
             result["memory_kib"] = {n: memory_kib(folder, n) for n in (1_000, 100_000)}
             for count, kib in result["memory_kib"].items():
