@@ -6,6 +6,7 @@ It is never larger than it was in memory, since the sample's size is bounded.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,18 @@ def remove_sample(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write under a temporary name, then rename."""
+    """Write under a temporary name, then rename; NaN, which JSON does not know, becomes null."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
+    temporary.write_text(json.dumps(_finite(value), indent=1, allow_nan=False))
     os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _share(folder: Path) -> Path:
