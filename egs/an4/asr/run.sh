@@ -65,7 +65,7 @@ for seed in $seeds; do
     pretrain "$dir/it1" conf/pretrain_${objective}_it1.yaml $exp/km_mfcc/labels "$seed"
   }
   stage 7 "iteration 2, seed $seed" && {
-    run "$dir/km_it1" speechssl cluster fit --cuts "[$train_cuts]" --model "$dir/it1" --layer 5 \
+    run "$dir/km_it1" speechssl cluster fit --cuts "[$train_cuts]" --model "$dir/it1" --layer 4 \
       --classes 200 --output "$dir/km_it1"
     run "$dir/km_it1/apply" speechssl cluster apply --clusters "$dir/km_it1" \
       --cuts "[$train_cuts,$valid_cuts]" --output "$dir/km_it1/labels"
