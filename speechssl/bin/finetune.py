@@ -64,9 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(FinetuneConfig, argv, prog="speechssl finetune", description=DESCRIPTION)
     try:
         return run(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"speechssl finetune: error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
 
 
 def run(config: FinetuneConfig) -> int:

@@ -17,7 +17,8 @@ from speechssl.model_file import save_model
 from speechssl.train import checkpoint
 
 FREE = {
-    "output", "force", "probe_batches", "data.num_workers", "data.prefetch", "train.log_every",
+    "output", "force", "probe_batches", "memory_gb", "export",
+    "data.num_workers", "data.prefetch", "train.log_every",
     "train.valid_every", "train.save_every", "train.keep_checkpoints", "train.tensorboard",
     "train.device", "train.parallel", "train.compile", "train.stop_after",
     "train.max_skip_fraction", "train.max_bad_updates", "train.spike_factor",

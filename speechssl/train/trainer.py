@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import random
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -72,6 +73,8 @@ class Trainer:
         self.output = Path(output)
         self.device = dist.init(config.device)
         if config.deterministic:
+            # cuBLAS reads it when its first handle is made.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         self.parallel = parallel.choose(config.parallel, objective)
         parallel.spread(objective, self.parallel, self.device)
