@@ -26,8 +26,8 @@ from speechssl.nn.wave_front import WaveFrontEnd
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig(EncoderConfig):
-    """The defaults are HuBERT Base; `large()`, `xlarge()`, `wavlm_base()`, `wavlm_large()` and
-    the table in `egs/librispeech/ssl/conf` give the other published sizes."""
+    """The defaults are HuBERT Base; `large()`, `xlarge()`, `wavlm_base()` and `wavlm_large()`
+    give the other published sizes."""
 
     front_end: Literal["wave", "log_mel"] = "wave"
     """wave: strided convolutions on samples; log_mel: filterbank and subsampling (far cheaper)."""

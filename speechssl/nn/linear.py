@@ -11,7 +11,6 @@ Shape legend: N rows, K inputs, M outputs.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -22,10 +21,8 @@ SMALLEST_PRODUCT = 2**18
 """Multiplications below which the call costs more than it saves."""
 
 
-@functools.cache
-def _has_onednn() -> bool:
-    # Not a public name, though what torch's own compiler emits; hence the look before the leap.
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# Not a public name, though what torch's own compiler emits; hence the look before the leap.
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _fast(x: Tensor, weight: Tensor) -> bool:
@@ -33,7 +30,8 @@ def _fast(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= SMALLEST_PRODUCT
-        and _has_onednn()
+        and HAS_ONEDNN
+        and not torch.compiler.is_compiling()  # the compiler chooses for itself
     )
 
 
