@@ -229,3 +229,14 @@ def test_a_zero_table_makes_wavlm_equal_to_hubert() -> None:
 def test_a_wrong_configuration_is_named(changes: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         TransformerConfig(**(SMALL | changes))
+
+
+def test_layers_compile_to_one_graph_with_the_same_gradients() -> None:
+    model = small(relative_buckets=320)
+    plain = gradients(model)
+    model.zero_grad()
+    for layer in model.layers:
+        layer.compile(backend="aot_eager", fullgraph=True)
+    compiled = gradients(model)
+    for name in plain:
+        torch.testing.assert_close(plain[name], compiled[name], rtol=1e-3, atol=1e-4)
