@@ -12,7 +12,7 @@ import torch
 import torch.utils.data
 
 from speechssl.contract import IGNORE, Batch
-from speechssl.data.draws import utterance_seed
+from speechssl.data.draws import uniform, utterance_seed
 from speechssl.data.index import SAMPLE_RATE, CutIndices, CutRecord
 from speechssl.data.label_store import LabelStore
 from speechssl.data.mixing import Mixer
@@ -26,6 +26,8 @@ from speechssl.data.reader import (
 )
 from speechssl.data.sampler import crop_start
 from speechssl.data.text import Tokenizer, UnknownCharacterError
+
+_SPEED_STREAM = 7  # of an utterance's seed; crops and mixing use others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,8 @@ class _Row:
     record: CutRecord
     seed: int
     start: int
-    length: int
+    length: int  # in the batch: of the part read, over its speed
+    speed: float = 1.0
     labels: dict[str, np.ndarray | int] = dataclasses.field(default_factory=dict)
     text: list[int] = dataclasses.field(default_factory=list)
 
@@ -97,6 +100,16 @@ class _Buffers:
         return torch.from_numpy(self._pool[best][:size].reshape(rows, samples))
 
 
+def _read_at_speed(row: _Row, out: np.ndarray, conversions: Conversions) -> np.ndarray:
+    """The whole cut, played `row.speed` times as fast (and as high), in a part of `out`."""
+    import soxr
+
+    samples = read_part(row.record, 0, row.record.num_samples, conversions=conversions)
+    changed = soxr.resample(samples, SAMPLE_RATE * row.speed, SAMPLE_RATE)[: row.length]
+    out[: len(changed)] = changed
+    return out[: len(changed)]
+
+
 class Collator:
     """Reads tasks. Holds only memory-mapped or small things, and can be pickled.
 
@@ -113,10 +126,12 @@ class Collator:
         stores: dict[str, LabelStore] | None = None,
         tokenizer: Tokenizer | None = None,
         mixer: Mixer | None = None,
+        speeds: Sequence[float] = (),
     ) -> None:
         self.cuts, self.seed, self.hop_samples = cuts, seed, hop_samples
         self.max_samples = max_samples
         self.stores, self.tokenizer, self.mixer = stores or {}, tokenizer, mixer
+        self.speeds = tuple(speeds)
         self._buffers = _Buffers()
 
     def __call__(self, task: Task) -> Result:
@@ -139,7 +154,10 @@ class Collator:
         total = record.num_samples
         longest = self.max_samples
         if longest is None or total <= longest:
-            return _Row(place, record, seed, 0, total)
+            speed = 1.0
+            if self.speeds and task.epoch >= 0:
+                speed = self.speeds[int(uniform(seed, _SPEED_STREAM) * len(self.speeds))]
+            return _Row(place, record, seed, 0, round(total / speed), speed)
         if task.epoch < 0:
             start = (total - longest) // 2 // self.hop_samples * self.hop_samples
         else:
@@ -161,9 +179,12 @@ class Collator:
             try:
                 self._targets(row)
                 out = array[i, : row.length]
-                samples = read_part(
-                    row.record, row.start, row.length, out=out, conversions=conversions
-                )
+                if row.speed == 1.0:
+                    samples = read_part(
+                        row.record, row.start, row.length, out=out, conversions=conversions
+                    )
+                else:
+                    samples = _read_at_speed(row, out, conversions)
                 if not len(samples):
                     raise AudioError(f"{row.record.path or row.record.id}: holds no samples")
             except UnusableError as error:

@@ -82,6 +82,9 @@ class DataConfig:
     whole range, and micro-batches of batch_seconds / buckets are padded least."""
     max_unreadable: float = 0.05
     """The run stops when more than this share of the utterances cannot be used."""
+    speeds: list[float] = dataclasses.field(default_factory=list)
+    """In training each utterance is resampled to a speed drawn from these, anew in each epoch;
+    [0.9, 1.0, 1.1] as in Ko et al., 2015. Not with labels, whose times it would shift."""
     mixing: MixingConfig | None = None
     """Adds the view "mixed": corrupted waves; the labels stay those of the clean ones."""
 
@@ -107,5 +110,12 @@ class DataConfig:
         for name in ("num_workers", "prefetch"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, want 0 or more")
+        if any(not 0.5 <= speed <= 2 for speed in self.speeds):
+            raise ValueError(f"speeds: found {self.speeds}, want numbers from 0.5 to 2")
+        if self.speeds and (self.labels or self.mixing):
+            raise ValueError(
+                f"speeds: found {self.speeds} with labels or mixing, want speeds only for training "
+                "on transcripts; leave out one of them"
+            )
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"max_unreadable: found {self.max_unreadable}, want 0 to 1")

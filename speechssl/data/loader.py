@@ -153,6 +153,7 @@ class CutSource:
             stores={name: LabelStore.open(folder) for name, folder in config.labels.items()},
             tokenizer=tokenizer,
             mixer=Mixer(config.mixing) if config.mixing else None,
+            speeds=config.speeds if self.split == "train" else (),
         )
 
     def _announce(self, counts: Mapping[str, int]) -> None:

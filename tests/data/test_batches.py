@@ -234,3 +234,36 @@ def test_batches_carry_only_what_the_contract_names(corpus: Corpus) -> None:
     assert batch.seeds.dtype == torch.int64 and (batch.seeds >= 0).all()
     assert all(t.dtype == torch.int64 for t in batch.targets.values())
     assert {f.name for f in dataclasses.fields(batch)} >= {"wave", "views", "filler"}
+
+
+def test_a_speed_changes_length_by_its_factor_and_is_drawn_anew_in_each_epoch(
+    corpus: Corpus,
+) -> None:
+    """The draw belongs to utterance and epoch; passes for validation are untouched."""
+    changes = {"labels": {}, "mixing": None, "max_seconds": 5.0, "long": "drop"}
+    plain = _config(corpus, **changes)
+    fast = dataclasses.replace(plain, speeds=[0.9, 1.0, 1.1])
+    lengths = {}
+    for update in _take(plain, 3):
+        for batch in update.batches:
+            lengths |= dict(zip(batch.ids, batch.wave_lengths.tolist(), strict=True))
+    found = set()
+    for update, again in zip(_take(fast, 30), _take(fast, 30), strict=True):
+        assert _same_update(update, again)
+        for batch in update.batches:
+            for name, length in zip(batch.ids, batch.wave_lengths.tolist(), strict=True):
+                if name in lengths:
+                    speed = round(lengths[name] / length, 2)
+                    assert speed in (0.9, 1.0, 1.1)
+                    found.add((name, speed))
+    assert len({speed for _, speed in found}) == 3
+    assert len(found) > len({name for name, _ in found})  # another one in another epoch
+    source = open_source(fast, hop_samples=320, split="valid")
+    for batch in source.one_pass():
+        for name, length in zip(batch.ids, batch.wave_lengths.tolist(), strict=True):
+            assert length == lengths.get(name, length)
+
+
+def test_speeds_are_refused_beside_frame_labels(corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match="speeds"):
+        _config(corpus, mixing=None, speeds=[0.9])
