@@ -16,7 +16,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stage=1         # first stage
 stop_stage=10   # last stage
 seeds=1         # seeds of pretraining and fine-tuning, separated by blanks
-hours=1.0       # hours of synthetic speech for training
+hours=1.2       # hours of synthetic speech, all splits together
+languages=en-us,es  # languages of the corpus
 labelled=0.2    # share of it that is transcribed, for fine-tuning
 exp=exp         # where results go
 data=data       # where the corpus goes
@@ -26,7 +27,7 @@ source path.sh
 train() { "$root/tools/shell/launch.sh" --nproc "$nproc" -- "$@"; }
 
 stage 1 "corpus and manifests" && {
-  run $data/synth speechssl synth --output $data/synth --hours "$hours" --seed 1
+  run $data/synth speechssl synth --output $data/synth --hours "$hours" --languages "$languages" --seed 1
   for split in train valid test; do
     run $data/check_$split speechssl check --cuts $data/synth/cuts_$split.jsonl.gz \
       --output $data/cuts_$split.jsonl.gz --report $data/check_$split.json
