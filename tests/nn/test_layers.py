@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from speechssl.nn.attention import BiasGate, SelfAttention
+from speechssl.nn.attention import BiasGate, SelfAttention, plain_attention
 from speechssl.nn.linear import Linear
 from speechssl.nn.log_mel import LogMel
 from speechssl.nn.positions import PositionalConv, RelativeBias, expand_offsets, relative_bucket
@@ -128,3 +128,20 @@ def test_log_mel_equals_kaldis_filterbank() -> None:
     want, got = theirs(wave), LogMel(80)(wave)
     assert got.shape == want.shape == (2, (5000 - 400) // 160 + 1, 80)
     assert (got - want).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "additive"])
+def test_plain_attention_equals_the_fused_kernel_and_its_gradients(kind: str) -> None:
+    q, k, v = (torch.randn(2, 3, 9, 8, requires_grad=True) for _ in range(3))
+    mask = None
+    if kind != "none":
+        keep = torch.arange(9) < torch.tensor([[9], [5]])
+        mask = keep[:, None, None, :]
+    if kind == "additive":
+        mask = torch.randn(2, 3, 9, 9).masked_fill(~mask, float("-inf"))
+    results = []
+    for attend in (plain_attention, F.scaled_dot_product_attention):
+        y = attend(q, k, v, attn_mask=mask, dropout_p=0.0)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v))])
+    for ours, fused in zip(*results, strict=True):
+        assert torch.allclose(ours, fused, atol=1e-5)
