@@ -12,7 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from speechssl import dist
-from speechssl.config import EncoderConfig, HeadConfig, from_class_path, save_yaml, to_dict
+from speechssl.config import (
+    EncoderConfig,
+    HeadConfig,
+    from_class_path,
+    from_dict,
+    save_yaml,
+    to_dict,
+)
 from speechssl.model_file import save_model
 from speechssl.train import checkpoint
 
@@ -38,7 +45,8 @@ def open_folder(output: str | Path, config: Any, *, force: bool = False) -> None
     output = Path(output)
     path = output / "config.yaml"
     if checkpoint.steps(output / "checkpoints") and path.is_file() and not force:
-        before, now = flat(yaml.safe_load(path.read_text())), flat(to_dict(config))
+        before = flat(_with_new_defaults(type(config), yaml.safe_load(path.read_text())))
+        now = flat(to_dict(config))
         differing = [
             f"{name}: found {now.get(name)!r}, before {before.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
@@ -55,6 +63,14 @@ def open_folder(output: str | Path, config: Any, *, force: bool = False) -> None
         save_yaml(config, temporary)
         temporary.replace(path)
     dist.barrier()
+
+
+def _with_new_defaults(config_class: type, values: Mapping[str, Any]) -> Any:
+    """The values of an older config.yaml, with defaults for the fields that came since."""
+    try:
+        return to_dict(from_dict(config_class, values))
+    except ValueError:  # a field is gone, or a class is of elsewhere: compare what is written
+        return values
 
 
 def _allowed(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

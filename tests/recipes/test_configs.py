@@ -66,3 +66,25 @@ def test_an4_baselines_have_the_encoder_of_the_pretrained_system() -> None:
             {k: v.shape for k, v in c.build().state_dict().items()} for c in (pretrained, scratch)
         ]
     assert shapes[0] == shapes[1]
+
+
+def test_a_run_continues_when_a_new_version_added_an_option(tmp_path: Path) -> None:
+    """Its config.yaml lacks the option; the default stands for it, another value does not."""
+    import dataclasses
+
+    import yaml
+
+    from speechssl.config import to_dict
+    from speechssl.train.folder import open_folder
+
+    config = load(EGS / "mini/ssl/conf/pretrain_it1.yaml")
+    old = to_dict(config)
+    del old["data"]["speeds"]
+    (tmp_path / "checkpoints/step_1").mkdir(parents=True)
+    (tmp_path / "checkpoints/step_1/state.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    open_folder(tmp_path, config)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, min_seconds=0.1))
+    with pytest.raises(ValueError, match="data.min_seconds"):
+        open_folder(tmp_path, changed)
