@@ -86,5 +86,5 @@ def test_a_run_continues_when_a_new_version_added_an_option(tmp_path: Path) -> N
     open_folder(tmp_path, config)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, min_seconds=0.1))
-    with pytest.raises(ValueError, match="data.min_seconds"):
+    with pytest.raises(ValueError, match=r"data\.min_seconds"):
         open_folder(tmp_path, changed)
