@@ -49,7 +49,9 @@ OPTIONAL = {
     "sklearn", "librosa", "torchaudio", "k2", "faiss", "h5py", "huggingface_hub", "kenlm",
 }  # fmt: skip
 LONG_FILES: dict[str, str] = {}  # path -> why it may exceed 500 lines
-UNPICKLERS: dict[str, str] = {}  # path -> why it may unpickle
+UNPICKLERS: dict[str, str] = {  # path -> why it may unpickle
+    "speechssl/hub/restricted_pickle.py": "reads foreign checkpoints as inert data, see its tests",
+}
 UNPICKLING_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
@@ -127,7 +129,7 @@ def _room_of(path: Path) -> str:
 
 def test_every_room_is_named_in_the_plan() -> None:
     rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and any(p.glob("*.py"))}
-    files = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"}
+    files = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     assert rooms == set(ARROWS), "a room is a change of the ground plan"
     assert files == LEAVES
 
