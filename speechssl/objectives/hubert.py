@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from speechssl.config import EncoderConfig, ObjectiveConfig
 from speechssl.contract import IGNORE, Batch, Loss, Objective
-from speechssl.nn.masking import span_mask
+from speechssl.nn.frame_masks import masked_frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,17 +103,13 @@ class Hubert(Objective):
 
     def frame_mask(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, T) bool masked frames, and (B, T) bool valid frames."""
-        lengths = self.encoder.frame_lengths(batch.wave_lengths)
-        size = int(self.encoder.frame_lengths(torch.tensor([batch.wave.shape[1]])))
-        mask = span_mask(
-            lengths,
-            batch.seeds,
+        return masked_frames(
+            self.encoder,
+            batch,
             probability=self.config.mask_probability,
             span=self.config.mask_span,
             min_spans=self.config.mask_min_spans,
-            size=size,
         )
-        return mask, torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
 
     def forward(self, batch: Batch) -> Loss:
         mask, valid = self.frame_mask(batch)

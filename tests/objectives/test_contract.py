@@ -1,73 +1,16 @@
-"""What every objective must satisfy. A new one joins by existing: its config class is found below
-`speechssl.objectives` and built small; one that needs other arguments adds a line to SMALL."""
+"""What every objective must satisfy of the contract, one by one."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from typing import Any
 
 import pytest
 import torch
 from fakes import make_batch, one
+from kinds import CLASSES, FOUND, WHOLE_BATCH, batch_for, build, every
 
-import speechssl.objectives
 from speechssl.config import ObjectiveConfig, from_class_path, to_dict
-from speechssl.contract import Batch, Objective
-from speechssl.encoders.transformer import TransformerConfig
-
-CLASSES = {"km": 8}
-ENCODER = TransformerConfig(
-    front_end="log_mel",
-    front_norm="layer",
-    front_dim=32,
-    layers=2,
-    dim=32,
-    ffn_dim=64,
-    heads=4,
-    pos_conv_kernel=16,
-    pos_conv_groups=4,
-    dropout=0.0,
-    attention_dropout=0.0,
-    input_dropout=0.0,
-    layerdrop=0.0,
-)
-DEFAULTS: dict[str, Any] = {"encoder": ENCODER, "classes": CLASSES, "final_dim": 32}
-SMALL: dict[str, dict[str, Any]] = {}
-"""Config class name -> further arguments for a small one."""
-WHOLE_BATCH: set[str] = set()
-"""Objectives whose loss of a batch is by design no sum over utterances (in-batch negatives)."""
-
-
-def _found() -> list[type[ObjectiveConfig]]:
-    found = []
-    for info in pkgutil.iter_modules(speechssl.objectives.__path__):
-        module = importlib.import_module(f"speechssl.objectives.{info.name}")
-        for value in vars(module).values():
-            if (
-                isinstance(value, type)
-                and issubclass(value, ObjectiveConfig)
-                and value is not ObjectiveConfig
-                and value.__module__ == module.__name__
-            ):
-                found.append(value)
-    return found
-
-
-FOUND = _found()
-every = pytest.mark.parametrize("kind", FOUND, ids=lambda k: k.__name__)
-
-
-def build(kind: type[ObjectiveConfig], **changes: Any) -> Objective:
-    torch.manual_seed(1)
-    names = {f.name for f in dataclasses.fields(kind)}
-    given = {k: v for k, v in DEFAULTS.items() if k in names}
-    return kind(**(given | SMALL.get(kind.__name__, {}) | changes)).build()
-
-
-def batch_for(objective: Objective, seconds: tuple[float, ...] = (1.3, 0.8, 2.0)) -> Batch:
-    return make_batch(objective.encoder, seconds, CLASSES, views=["mixed"])
 
 
 def test_the_first_two_objectives_are_found() -> None:

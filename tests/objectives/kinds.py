@@ -1,0 +1,136 @@
+"""Every objective there is, built small. A new one joins by existing: its config class is found
+below `speechssl.objectives`; one that needs other arguments than DEFAULTS adds a line to SMALL."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import make_batch, one
+
+import speechssl.objectives
+from speechssl.config import ObjectiveConfig
+from speechssl.contract import Batch, Objective, Update
+from speechssl.encoders.transformer import TransformerConfig
+from speechssl.train.config import TrainConfig
+from speechssl.train.trainer import Trainer
+
+CLASSES = {"km": 8}
+ENCODER = TransformerConfig(
+    front_end="log_mel",
+    front_norm="layer",
+    front_dim=32,
+    layers=2,
+    dim=32,
+    ffn_dim=64,
+    heads=4,
+    pos_conv_kernel=16,
+    pos_conv_groups=4,
+    dropout=0.0,
+    attention_dropout=0.0,
+    input_dropout=0.0,
+    layerdrop=0.0,
+)
+DEFAULTS: dict[str, Any] = {"encoder": ENCODER, "classes": CLASSES, "final_dim": 32}
+SMALL: dict[str, dict[str, Any]] = {
+    "Data2vecConfig": {"target_layers": 2},
+}
+"""Config class name -> further arguments for a small one."""
+WHOLE_BATCH: set[str] = set()
+"""Objectives whose loss of a batch is by design no sum over utterances (in-batch negatives)."""
+
+
+def _found() -> list[type[ObjectiveConfig]]:
+    found = []
+    for info in pkgutil.iter_modules(speechssl.objectives.__path__):
+        module = importlib.import_module(f"speechssl.objectives.{info.name}")
+        for value in vars(module).values():
+            if (
+                isinstance(value, type)
+                and issubclass(value, ObjectiveConfig)
+                and value is not ObjectiveConfig
+                and value.__module__ == module.__name__
+            ):
+                found.append(value)
+    return found
+
+
+FOUND = _found()
+every = pytest.mark.parametrize("kind", FOUND, ids=lambda k: k.__name__)
+
+
+def build(kind: type[ObjectiveConfig], **changes: Any) -> Objective:
+    torch.manual_seed(1)
+    names = {f.name for f in dataclasses.fields(kind)}
+    given = {k: v for k, v in DEFAULTS.items() if k in names}
+    return kind(**(given | SMALL.get(kind.__name__, {}) | changes)).build()
+
+
+def batch_for(objective: Objective, seconds: tuple[float, ...] = (1.3, 0.8, 2.0)) -> Batch:
+    return make_batch(objective.encoder, seconds, CLASSES, views=["mixed"])
+
+
+class NoiseSource:
+    """Updates of four noise utterances, cut into `parts` micro-batches, over `world` ranks."""
+
+    def __init__(self, objective: Objective, parts: int = 1, rank: int = 0, world: int = 1) -> None:
+        self.encoder = objective.encoder
+        self.parts, self.rank, self.world = parts, rank, world
+
+    def updates(self, position: Mapping[str, int] | None = None) -> Iterator[Update]:
+        number = position["update"] if position else 0
+        while True:
+            number += 1
+            whole = self.batch(number * 10)
+            mine = range(self.rank * self.parts, (self.rank + 1) * self.parts)
+            pieces = self.parts * self.world
+            batches = [whole] if pieces == 1 else [piece(whole, i, pieces) for i in mine]
+            yield Update(tuple(batches), {"update": number, "epoch": 0})
+
+    def one_pass(self) -> Iterator[Batch]:
+        yield self.batch(5)
+
+    def batch(self, seed: int) -> Batch:
+        return make_batch(self.encoder, (0.5, 0.9, 0.7, 0.6), CLASSES, seed=seed, views=["mixed"])
+
+
+def piece(batch: Batch, i: int, pieces: int) -> Batch:
+    """Utterances i, i + pieces, ... of `batch`, with no more padding than they need."""
+    rows = list(range(i, len(batch), pieces))
+    if len(rows) == 1:
+        return one(batch, i)
+    longest = int(batch.wave_lengths[rows].max())
+    frames = (longest - 400) // 320 + 1
+    return Batch(
+        wave=batch.wave[rows, :longest],
+        wave_lengths=batch.wave_lengths[rows],
+        targets={k: v[rows, :frames] for k, v in batch.targets.items()},
+        views={k: v[rows, :longest] for k, v in batch.views.items()},
+        seeds=batch.seeds[rows],
+        ids=tuple(batch.ids[r] for r in rows),
+    )
+
+
+def trainer(
+    kind: type[ObjectiveConfig],
+    output: Path,
+    *,
+    parts: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    encoder: dict[str, Any] | None = None,
+    **options: Any,
+) -> Trainer:
+    changes = {"encoder": dataclasses.replace(ENCODER, **encoder)} if encoder else {}
+    objective = build(kind, **changes)
+    source = NoiseSource(objective, parts, rank, world)
+    given = {"device": "cpu", "tensorboard": False, "learning_rate": 1e-3, "warmup_fraction": 0.0,
+             "schedule": "constant", "log_every": 1, "valid_every": 2}  # fmt: skip
+    config = TrainConfig(**(given | options))
+    return Trainer(config, objective, source, source, output)
