@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-import torch.utils.data
 
 from speechssl.contract import IGNORE, Batch
+from speechssl.data.buffers import NewArray, Pool
 from speechssl.data.draws import uniform, utterance_seed
 from speechssl.data.index import SAMPLE_RATE, CutIndices, CutRecord
 from speechssl.data.label_store import LabelStore
@@ -67,37 +67,34 @@ class _Row:
     text: list[int] = dataclasses.field(default_factory=list)
 
 
-class _Buffers:
-    """Memory for waves, used again once nothing refers to it.
+@dataclasses.dataclass
+class Draft:
+    """A batch before it becomes tensors; `finish` makes them.
 
-    Fresh memory costs the system a page fault per 4 KiB, together about a tenth of decoding FLAC
-    into it. In a worker process, memory is shared with the training process (which saves a copy)
-    and therefore always new.
+    wave: (B, L) float32, zero behind each length. touched: rows that mixing changes. mixed:
+    (R, L), what becomes of those rows. On the way between processes wave and mixed are replaced
+    by where they lie in shared memory.
     """
 
-    def __init__(self, most: int = 64) -> None:
-        self.most = most
-        self._pool: list[np.ndarray] = []
+    wave: Any
+    lengths: list[int]
+    targets: dict[str, np.ndarray]
+    seeds: list[int]
+    ids: tuple[str, ...]
+    has_mixed: bool
+    touched: list[int]
+    mixed: Any = None
 
-    def __reduce__(self) -> tuple[type[_Buffers], tuple[int]]:
-        return (_Buffers, (self.most,))
 
-    def new(self, rows: int, samples: int) -> torch.Tensor:
-        """Uninitialised (B, L) float32."""
-        size = rows * samples
-        if size and torch.utils.data.get_worker_info() is not None:
-            storage = torch.UntypedStorage._new_shared(size * 4, device="cpu")
-            return torch.empty(0).set_(storage, 0, (rows, samples), (samples, 1))
-        best = -1
-        for i in range(len(self._pool)):
-            # At most the pool's own reference and the argument here; a view would be one more.
-            if sys.getrefcount(self._pool[i]) <= 2 and size <= len(self._pool[i]) <= 2 * size:
-                best = i
-                break
-        if best < 0:
-            self._pool.append(np.empty(size + size // 4, dtype=np.float32))
-            del self._pool[: -self.most]
-        return torch.from_numpy(self._pool[best][:size].reshape(rows, samples))
+@dataclasses.dataclass
+class Reading:
+    """What `Collator.read` makes of a task: a `Result` whose batches are drafts (None: filler)."""
+
+    drafts: list[Draft | None]
+    skipped: tuple[str, ...]
+    conversions: Counter[str]
+    num_read: int
+    filler: Batch | None = None
 
 
 def _read_at_speed(row: _Row, out: np.ndarray, conversions: Conversions) -> np.ndarray:
@@ -132,20 +129,28 @@ class Collator:
         self.max_samples = max_samples
         self.stores, self.tokenizer, self.mixer = stores or {}, tokenizer, mixer
         self.speeds = tuple(speeds)
-        self._buffers = _Buffers()
+        self.pool = Pool()
 
     def __call__(self, task: Task) -> Result:
         """Read a task; an utterance that cannot be used is skipped with its reason."""
+        return finish(self.read(task, self.pool.new), self.pool.new, copy=False)
+
+    def read(self, task: Task, new: NewArray) -> Reading:
+        """Read a task into arrays of `new`."""
         skipped: list[str] = []
         conversions = Conversions()
         clean: dict[int, np.ndarray] = {}
-        read: list[tuple[list[_Row], torch.Tensor]] = []
+        read: list[tuple[list[_Row], np.ndarray]] = []
         for places in task.batches:
             rows = [self._row(task, place) for place in places]
-            read.append(self._read(rows, clean, skipped, conversions))
-        batches = tuple(self._batch(rows, wave, task, clean) for rows, wave in read)
-        return Result(
-            batches, tuple(skipped), conversions.counts, sum(map(len, task.batches)) - len(skipped)
+            read.append(self._read(rows, clean, skipped, conversions, new))
+        drafts = [self._draft(rows, wave, task, clean, new) for rows, wave in read]
+        return Reading(
+            drafts,
+            tuple(skipped),
+            conversions.counts,
+            sum(map(len, task.batches)) - len(skipped),
+            self._filler() if None in drafts else None,
         )
 
     def _row(self, task: Task, place: int) -> _Row:
@@ -170,15 +175,15 @@ class Collator:
         clean: dict[int, np.ndarray],
         skipped: list[str],
         conversions: Conversions,
-    ) -> tuple[list[_Row], torch.Tensor]:
+        new: NewArray,
+    ) -> tuple[list[_Row], np.ndarray]:
         """The usable rows and their (B, L) waves; adds each one's samples to `clean`."""
-        wave = self._buffers.new(len(rows), max((r.length for r in rows), default=0))
-        array = wave.numpy()
+        wave = new(len(rows), max((r.length for r in rows), default=0))
         kept: list[int] = []
         for i, row in enumerate(rows):
             try:
                 self._targets(row)
-                out = array[i, : row.length]
+                out = wave[i, : row.length]
                 if row.speed == 1.0:
                     samples = read_part(
                         row.record, row.start, row.length, out=out, conversions=conversions
@@ -191,15 +196,17 @@ class Collator:
                 skipped.append(f"{row.record.id}: {error}")
                 continue
             row.length = len(samples)
-            array[i, row.length :] = 0
+            wave[i, row.length :] = 0
             kept.append(i)
         if len(kept) < len(rows):
             rows = [rows[i] for i in kept]
             longest = max((r.length for r in rows), default=0)
-            wave = self._buffers.new(len(kept), longest).copy_(wave[kept, :longest])
-            array = wave.numpy()
+            smaller = new(len(kept), longest)
+            for i, place in enumerate(kept):
+                smaller[i] = wave[place, :longest]
+            wave = smaller
         for i, row in enumerate(rows):
-            clean[row.place] = array[i, : row.length]
+            clean[row.place] = wave[i, : row.length]
         return rows, wave
 
     def _targets(self, row: _Row) -> None:
@@ -215,28 +222,36 @@ class Collator:
             except UnknownCharacterError as error:
                 raise UnusableError(str(error)) from None
 
-    def _batch(
-        self, rows: list[_Row], wave: torch.Tensor, task: Task, clean: dict[int, np.ndarray]
-    ) -> Batch:
+    def _draft(
+        self,
+        rows: list[_Row],
+        wave: np.ndarray,
+        task: Task,
+        clean: dict[int, np.ndarray],
+        new: NewArray,
+    ) -> Draft | None:
         if not rows:
-            return self._filler()
-        views = {}
-        if self.mixer is not None:
-            views["mixed"] = self._mixed(rows, wave, task, clean)
-        return Batch(
+            return None
+        draft = Draft(
             wave=wave,
-            wave_lengths=torch.tensor([r.length for r in rows]),
+            lengths=[r.length for r in rows],
             targets=self._collate_targets(rows, wave.shape[1]),
-            views=views,
-            seeds=torch.tensor([r.seed for r in rows]),
+            seeds=[r.seed for r in rows],
             ids=tuple(r.record.id for r in rows),
+            has_mixed=self.mixer is not None,
+            touched=[],
         )
+        if self.mixer is not None:
+            draft.touched = [i for i, row in enumerate(rows) if self.mixer.touches(row.seed)]
+        if draft.touched:
+            draft.mixed = self._mixed(draft, rows, task, clean, new)
+        return draft
 
-    def _collate_targets(self, rows: Sequence[_Row], num_samples: int) -> dict[str, torch.Tensor]:
-        targets: dict[str, torch.Tensor] = {}
+    def _collate_targets(self, rows: Sequence[_Row], num_samples: int) -> dict[str, np.ndarray]:
+        targets: dict[str, np.ndarray] = {}
         for name, store in self.stores.items():
             if not store.frame_rate_hz:
-                targets[name] = torch.tensor([int(r.labels[name]) for r in rows])
+                targets[name] = np.array([int(r.labels[name]) for r in rows], dtype=np.int64)
                 continue
             frames = -(-num_samples // self.hop_samples)
             array = np.full((len(rows), frames), IGNORE, dtype=np.int64)
@@ -244,22 +259,25 @@ class Collator:
                 # A file a little shorter than its manifest has labels behind its last sample.
                 own = -(-row.length // self.hop_samples)
                 array[i, :own] = np.asarray(row.labels[name])[:own]
-            targets[name] = torch.from_numpy(array)
+            targets[name] = array
         if self.tokenizer is not None:
             flat = [token for r in rows for token in r.text]
-            targets["text"] = torch.tensor(flat, dtype=torch.int64)
-            targets["text_lengths"] = torch.tensor([len(r.text) for r in rows])
+            targets["text"] = np.array(flat, dtype=np.int64)
+            targets["text_lengths"] = np.array([len(r.text) for r in rows], dtype=np.int64)
         return targets
 
     def _mixed(
-        self, rows: list[_Row], wave: torch.Tensor, task: Task, clean: dict[int, np.ndarray]
-    ) -> torch.Tensor:
-        assert self.mixer is not None
-        touched = [(i, row) for i, row in enumerate(rows) if self.mixer.touches(row.seed)]
-        if not touched:
-            return wave
-        mixed = self._buffers.new(*wave.shape).copy_(wave)
-        array = mixed.numpy()
+        self,
+        draft: Draft,
+        rows: list[_Row],
+        task: Task,
+        clean: dict[int, np.ndarray],
+        new: NewArray,
+    ) -> np.ndarray:
+        """(R, L): the touched rows, corrupted."""
+        mixer = self.mixer
+        assert mixer is not None
+        mixed = new(len(draft.touched), draft.wave.shape[1])
 
         def read_partner(place: int, share: float, longest: int) -> np.ndarray:
             record = self.cuts[int(task.members[place])]
@@ -274,10 +292,10 @@ class Collator:
                 return read_part(record, row.start + start, size)
             return read_part(record, row.start, row.length)[start : start + size]
 
-        for i, row in touched:
-            self.mixer.corrupt(
-                array[i, : row.length], row.seed, row.place, len(task.members), read_partner
-            )
+        for out, i in zip(mixed, draft.touched, strict=True):
+            row = rows[i]
+            out[:] = draft.wave[i]
+            mixer.corrupt(out[: row.length], row.seed, row.place, len(task.members), read_partner)
         return mixed
 
     def _filler(self) -> Batch:
@@ -300,3 +318,43 @@ class Collator:
             ids=("<filler>",),
             filler=True,
         )
+
+
+def finish(reading: Reading, new: NewArray, *, copy: bool) -> Result:
+    """Make the batches of what was read.
+
+    copy: the drafts' arrays lie in memory that will be written over, so the batches get their own.
+    """
+    batches = []
+    for draft in reading.drafts:
+        if draft is None:
+            assert reading.filler is not None
+            batches.append(reading.filler)
+        else:
+            batches.append(_finish(draft, new, copy))
+    return Result(tuple(batches), reading.skipped, reading.conversions, reading.num_read)
+
+
+def _finish(draft: Draft, new: NewArray, copy: bool) -> Batch:
+    wave = new(*draft.wave.shape) if copy else draft.wave
+    # Without a touched row both are the same: nobody writes to a batch.
+    mixed = new(*wave.shape) if draft.touched else wave
+    changed = dict(zip(draft.touched, () if draft.mixed is None else draft.mixed, strict=True))
+    # Row by row: the second copy then finds the row in the processor's cache.
+    for i in range(len(wave)):
+        if copy:
+            wave[i] = draft.wave[i]
+        if mixed is not wave:
+            mixed[i] = changed.get(i, wave[i])
+    own = torch.from_numpy(wave)
+    views = {}
+    if draft.has_mixed:
+        views["mixed"] = own if mixed is wave else torch.from_numpy(mixed)
+    return Batch(
+        wave=own,
+        wave_lengths=torch.tensor(draft.lengths),
+        targets={name: torch.from_numpy(array) for name, array in draft.targets.items()},
+        views=views,
+        seeds=torch.tensor(draft.seeds),
+        ids=draft.ids,
+    )

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from speechssl import dist
 from speechssl.contract import Batch, Update
@@ -24,26 +22,12 @@ from speechssl.data.label_store import LabelStore
 from speechssl.data.mixing import Mixer
 from speechssl.data.sampler import Plan, UpdateSampler, split_batches
 from speechssl.data.text import Tokenizer
+from speechssl.data.workers import read_in_workers
 
 log = logging.getLogger(__name__)
 
 _PASS_WINDOW = 20000
 _JUDGED_FROM = 200  # utterances, before a share of unusable ones ends a run
-
-
-class _Reading(Dataset):
-    """Tasks as the items of a torch data set, so that its workers read them."""
-
-    def __init__(self, collator: Collator) -> None:
-        self.collator = collator
-
-    def __getitem__(self, item: tuple[Task, Any]) -> tuple[Result, Any]:  # pyright: ignore
-        task, rest = item
-        return self.collator(task), rest
-
-
-def _same(item: Any) -> Any:
-    return item
 
 
 def _results(
@@ -53,16 +37,7 @@ def _results(
         for task, rest in items:
             yield collator(task), rest
         return
-    yield from DataLoader(
-        _Reading(collator),
-        sampler=items,  # pyright: ignore
-        batch_size=None,
-        collate_fn=_same,
-        num_workers=num_workers,
-        prefetch_factor=max(1, prefetch),
-        # torch would otherwise draw the workers' seeds from the training's own generator.
-        generator=torch.Generator().manual_seed(0),
-    )
+    yield from read_in_workers(collator, items, num_workers, max(1, prefetch))
 
 
 class SkipCounter:

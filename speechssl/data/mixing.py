@@ -47,7 +47,12 @@ def partner_of(seed: int, own: int, count: int) -> int | None:
 def mean_square(wave: np.ndarray) -> float:
     """Power of (L,); 0 for an empty one."""
     # Not np.dot: its result follows the number of threads, so workers would differ in a bit.
-    return float(np.square(wave).sum(dtype=np.float64)) / max(len(wave), 1)
+    # Blocks short enough for float32 sums, which take no memory for the squares.
+    whole = len(wave) // 256 * 256
+    blocks = wave[:whole].reshape(-1, 256)
+    total = np.einsum("ij,ij->i", blocks, blocks).sum(dtype=np.float64)
+    total += np.square(wave[whole:]).sum(dtype=np.float64)
+    return float(total) / max(len(wave), 1)
 
 
 def add_scaled(wave: np.ndarray, added: np.ndarray, begin: int, ratio_db: float) -> bool:

@@ -76,7 +76,12 @@ def read_part(
 
 def _open(record: CutRecord) -> soundfile.SoundFile:
     if not record.size:
-        return soundfile.SoundFile(record.path)
+        # By descriptor: soundfile would ask the system about a path before opening it.
+        try:
+            return soundfile.SoundFile(os.open(record.path, os.O_RDONLY), closefd=True)
+        except soundfile.LibsndfileError:
+            # A few formats are known by their file's name alone.
+            return soundfile.SoundFile(record.path)
     with open(record.path, "rb", buffering=0) as file:
         return soundfile.SoundFile(io.BytesIO(os.pread(file.fileno(), record.size, record.offset)))
 
