@@ -18,7 +18,7 @@ from speechssl.config import EncoderConfig
 from speechssl.contract import Encoder, EncoderOutput, padding_mask
 from speechssl.nn.linear import Linear
 from speechssl.nn.log_mel import LogMelFrontEnd
-from speechssl.nn.positions import PositionalConv, RelativeBias
+from speechssl.nn.positions import PositionalConv, PositionalConvStack, RelativeBias
 from speechssl.nn.strided_conv import scale_gradient
 from speechssl.nn.transformer_layer import TransformerLayer
 from speechssl.nn.wave_front import WaveFrontEnd
@@ -62,6 +62,9 @@ class TransformerConfig(EncoderConfig):
     """Factor of the gradient into the front end; 0 freezes it."""
     pos_conv_kernel: int = 128
     pos_conv_groups: int = 16
+    pos_conv_depth: int = 1
+    """Convolutions that give positions; above 1 they have norms between them (data2vec: 5 of kernel
+    19)."""
     relative_buckets: int = 0
     """Buckets of WavLM's gated relative position bias (320 in all published models); 0: none."""
     relative_max_distance: int = 800
@@ -126,6 +129,17 @@ class TransformerConfig(EncoderConfig):
         """WavLM Large."""
         return cls.large(**({"relative_buckets": 320} | changes))
 
+    @classmethod
+    def data2vec_base(cls, **changes: object) -> TransformerConfig:
+        """data2vec (audio) Base; Large adds layers, dim, ffn_dim and heads of `large()`."""
+        values: dict[str, object] = {
+            "front_norm": "layer",
+            "normalize_wave": True,
+            "pos_conv_depth": 5,
+            "pos_conv_kernel": 19,
+        }
+        return cls(**(values | changes))  # pyright: ignore
+
 
 class TransformerEncoder(Encoder):
     """wave -> front end -> projection -> mask -> positions -> layers, with every layer's output.
@@ -149,7 +163,7 @@ class TransformerEncoder(Encoder):
         self.front_norm = nn.LayerNorm(config.front_dim)
         self.projection = Linear(config.front_dim, config.dim)
         self.mask_emb = nn.Parameter(torch.empty(config.dim).uniform_())
-        self.pos_conv = PositionalConv(config.dim, config.pos_conv_kernel, config.pos_conv_groups)
+        self.pos_conv = _positions(config)
         self.relative_bias = None
         if config.relative_buckets:
             self.relative_bias = RelativeBias(
@@ -237,7 +251,7 @@ class TransformerEncoder(Encoder):
             x = x.masked_fill(channel_mask[:, None, :], 0)
         if padding is not None:
             x = x.masked_fill(padding[..., None], 0)
-        x = x + self.pos_conv(x)
+        x = x + (self.pos_conv(x) if self.config.pos_conv_depth == 1 else self.pos_conv(x, padding))
         return x if self.config.pre_norm else self.layer_norm(x)
 
     def _transform(
@@ -293,6 +307,13 @@ def _front_end(config: TransformerConfig) -> WaveFrontEnd | LogMelFrontEnd:
         norm=config.front_norm,
         mel_norm=config.mel_norm,
     )
+
+
+def _positions(config: TransformerConfig) -> PositionalConv | PositionalConvStack:
+    shape = config.dim, config.pos_conv_kernel, config.pos_conv_groups
+    if config.pos_conv_depth == 1:
+        return PositionalConv(*shape)
+    return PositionalConvStack(*shape, config.pos_conv_depth)
 
 
 def _layer(config: TransformerConfig) -> TransformerLayer:

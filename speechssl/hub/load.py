@@ -16,7 +16,7 @@ from speechssl.hub.model import Decode, Model
 from speechssl.model_file import load_strictly, open_model
 
 if TYPE_CHECKING:
-    from speechssl.hub.transformers_format import CtcTensors
+    from speechssl.hub.tensor_names import CtcTensors
 
 FORMATS = (
     "an experiment folder with model.json and model.safetensors (own format), or a transformers "

@@ -1,15 +1,14 @@
 """Model folders of transformers (config.json with safetensors or .bin): read and write, strictly.
 
-Covers HuBERT and WavLM, and the models that share HuBERT's module tree: wav2vec 2.0, UniSpeech
-and UniSpeech-SAT. transformers itself is not needed.
+Covers HuBERT, WavLM and data2vec (audio), and the models that share HuBERT's module tree: wav2vec
+2.0, UniSpeech and UniSpeech-SAT. transformers itself is not needed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from speechssl.encoders.transformer import TransformerConfig
+from speechssl.hub.tensor_names import POSITIONS, CtcTensors, assemble, tensor_names
 
 PREFIXES = {
     "hubert": "hubert.",
@@ -24,6 +24,7 @@ PREFIXES = {
     "wav2vec2": "wav2vec2.",
     "unispeech": "unispeech.",
     "unispeech-sat": "unispeech_sat.",
+    "data2vec-audio": "data2vec_audio.",
 }
 
 PRETRAINING_TENSORS = (
@@ -37,16 +38,6 @@ PRETRAINING_TENSORS = (
     "ctc_proj.",
 )
 """Tensors of pretraining heads; they are left out knowingly. Any other unknown one is an error."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CtcTensors:
-    """A CTC head: weight (V, D), bias (V,), the index of blank, and symbol -> index if given."""
-
-    weight: Tensor
-    bias: Tensor
-    blank: int
-    vocabulary: Mapping[str, int] | None
 
 
 def read_transformers(
@@ -68,26 +59,34 @@ def read_transformers(
     found = {_plain_name(k, PREFIXES[kind]): v for k, v in _read_tensors(folder).items()}
     head = _take_head(found, folder, values)
     found = {k: v for k, v in found.items() if not k.startswith(PRETRAINING_TENSORS)}
-    state = _to_ours(found, config, values, str(folder))
-    _check_shapes(state, config, str(folder))
-    return config, state, head
+    return config, _to_ours(found, config, values, str(folder)), head
 
 
 def write_transformers(
-    folder: str | Path, config: TransformerConfig, state: Mapping[str, Tensor]
+    folder: str | Path,
+    config: TransformerConfig,
+    state: Mapping[str, Tensor],
+    head: CtcTensors | None = None,
 ) -> None:
-    """Write a folder that transformers' `HubertModel` or `WavLMModel.from_pretrained` opens.
+    """Write a folder that transformers' `AutoModel` or `AutoModelForCTC.from_pretrained` opens.
 
     Raises `ValueError` if the encoder has no counterpart there (a log-mel front end).
     """
     from safetensors.torch import save_file
 
     values = _from_config(config)
+    prefix = ""
     theirs: dict[str, Tensor] = {}
-    for ours, names in _names(config):
-        parts = state[ours].chunk(len(names)) if len(names) > 1 else (state[ours],)
-        theirs |= {k: v.detach().cpu().contiguous().clone() for k, v in zip(names, parts)}
     folder = Path(folder)
+    if head is not None:
+        prefix = PREFIXES[values["model_type"]]
+        values["architectures"] = [values["architectures"][0].removesuffix("Model") + "ForCTC"]
+        values |= {"vocab_size": len(head.bias), "pad_token_id": head.blank}
+        theirs = {"lm_head.weight": head.weight, "lm_head.bias": head.bias}
+    for ours, names in tensor_names(config):
+        parts = state[ours].chunk(len(names)) if len(names) > 1 else (state[ours],)
+        theirs |= {f"{prefix}{k}": v for k, v in zip(names, parts)}
+    theirs = {k: v.detach().cpu().contiguous().clone() for k, v in theirs.items()}
     folder.mkdir(parents=True, exist_ok=True)
     processor = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
@@ -98,18 +97,24 @@ def write_transformers(
         "do_normalize": config.normalize_wave,
         "return_attention_mask": True,
     }
+    files = {"preprocessor_config": processor, "config": values}
+    if head is not None and head.vocabulary is not None:
+        blank = next(s for s, i in head.vocabulary.items() if i == head.blank)
+        tokenizer = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": blank}
+        tokenizer |= {"bos_token": None, "eos_token": None, "word_delimiter_token": "|"}
+        files = {"vocab": dict(head.vocabulary), "tokenizer_config": tokenizer} | files
     save_file(theirs, folder / "model.safetensors.tmp", metadata={"format": "pt"})
     os.replace(folder / "model.safetensors.tmp", folder / "model.safetensors")
-    for name, content in (("preprocessor_config", processor), ("config", values)):
+    for name, content in files.items():
         temporary = folder / f"{name}.json.tmp"
-        temporary.write_text(json.dumps(content, indent=2))
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
         os.replace(temporary, folder / f"{name}.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent}: found no {path.name}, want a folder of transformers")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
@@ -135,11 +140,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _plain_name(name: str, prefix: str) -> str:
     name = name.removeprefix(prefix)
-    name = name.replace("pos_conv_embed.conv.weight_g", f"{_POS}.original0")
-    return name.replace("pos_conv_embed.conv.weight_v", f"{_POS}.original1")
-
-
-_POS = "pos_conv_embed.conv.parametrizations.weight"
+    name = name.replace("pos_conv_embed.conv.weight_g", f"{POSITIONS}.original0")
+    return name.replace("pos_conv_embed.conv.weight_v", f"{POSITIONS}.original1")
 
 
 def _take_head(
@@ -190,8 +192,10 @@ def _to_config(
         raise ValueError(
             f"{source}/config.json: conv_dim: found {need('conv_dim')}, want one width"
         )
-    pre_norm = bool(need("do_stable_layer_norm"))
-    norm = need("feat_extract_norm")
+    # transformers has data2vec in one form only, and no setting for it.
+    stack = values["model_type"] == "data2vec-audio"
+    pre_norm = not stack and bool(need("do_stable_layer_norm"))
+    norm = "layer" if stack else need("feat_extract_norm")
     wavlm = values["model_type"] == "wavlm"
     return TransformerConfig(
         front_norm=norm,
@@ -211,7 +215,8 @@ def _to_config(
         input_dropout=float(values.get("feat_proj_dropout", 0.0)),
         layerdrop=float(values.get("layerdrop", 0.1)),
         conv_gradient_scale=1.0 if pre_norm else 0.1,
-        pos_conv_kernel=need("num_conv_pos_embeddings"),
+        pos_conv_kernel=need("conv_pos_kernel_size" if stack else "num_conv_pos_embeddings"),
+        pos_conv_depth=need("num_conv_pos_embeddings") if stack else 1,
         pos_conv_groups=need("num_conv_pos_embedding_groups"),
         relative_buckets=need("num_buckets") if wavlm else 0,
         relative_max_distance=need("max_bucket_distance") if wavlm else 800,
@@ -224,10 +229,19 @@ def _from_config(config: TransformerConfig) -> dict[str, Any]:
             f"front_end: found {config.front_end}, want wave; transformers has no counterpart"
         )
     count = len(config.conv_kernels)
-    wavlm = config.relative_buckets > 0
+    wavlm, stack = config.relative_buckets > 0, config.pos_conv_depth > 1
+    if stack and (wavlm or config.pre_norm or config.front_norm != "layer"):
+        raise ValueError(
+            f"pos_conv_depth: found {config.pos_conv_depth} with pre_norm={config.pre_norm}, "
+            f"front_norm={config.front_norm}, relative_buckets={config.relative_buckets}; "
+            "transformers has such positions in data2vec only, post-norm with front_norm=layer"
+        )
+    name, kind = ("WavLM", "wavlm") if wavlm else ("Hubert", "hubert")
+    if stack:
+        name, kind = "Data2VecAudio", "data2vec-audio"
     values: dict[str, Any] = {
-        "architectures": ["WavLMModel" if wavlm else "HubertModel"],
-        "model_type": "wavlm" if wavlm else "hubert",
+        "architectures": [f"{name}Model"],
+        "model_type": kind,
         "feat_extract_norm": config.front_norm,
         "conv_dim": [config.front_dim] * count,
         "conv_kernel": list(config.conv_kernels),
@@ -253,48 +267,10 @@ def _from_config(config: TransformerConfig) -> dict[str, Any]:
     if wavlm:
         values["num_buckets"] = config.relative_buckets
         values["max_bucket_distance"] = config.relative_max_distance
+    if stack:
+        values["num_conv_pos_embeddings"] = config.pos_conv_depth
+        values["conv_pos_kernel_size"] = config.pos_conv_kernel
     return values
-
-
-def _names(config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Our tensor names, each with theirs; several where ours is their concatenation."""
-
-    def pair(ours: str, theirs: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-        for leaf in ("weight", "bias"):
-            yield f"{ours}.{leaf}", (f"{theirs}.{leaf}",)
-
-    for i in range(len(config.conv_kernels)):
-        ours, theirs = f"front.layers.{i}", f"feature_extractor.conv_layers.{i}"
-        yield f"{ours}.weight", (f"{theirs}.conv.weight",)
-        if config.conv_bias:
-            yield f"{ours}.bias", (f"{theirs}.conv.bias",)
-        if i == 0 or config.front_norm == "layer":
-            yield from pair(f"{ours}.norm", f"{theirs}.layer_norm")
-    yield from pair("front_norm", "feature_projection.layer_norm")
-    yield from pair("projection", "feature_projection.projection")
-    yield "mask_emb", ("masked_spec_embed",)
-    yield "pos_conv.g", (f"encoder.{_POS}.original0",)
-    yield "pos_conv.v", (f"encoder.{_POS}.original1",)
-    yield "pos_conv.bias", ("encoder.pos_conv_embed.conv.bias",)
-    yield from pair("layer_norm", "encoder.layer_norm")
-    if config.relative_buckets:
-        yield "relative_bias.table", ("encoder.layers.0.attention.rel_attn_embed.weight",)
-    for i in range(config.layers):
-        ours, theirs = f"layers.{i}", f"encoder.layers.{i}"
-        for leaf in ("weight", "bias"):
-            yield (
-                f"{ours}.attention.qkv.{leaf}",
-                tuple(f"{theirs}.attention.{x}_proj.{leaf}" for x in "qkv"),
-            )
-        yield from pair(f"{ours}.attention.out", f"{theirs}.attention.out_proj")
-        yield from pair(f"{ours}.attention_norm", f"{theirs}.layer_norm")
-        yield from pair(f"{ours}.fc1", f"{theirs}.feed_forward.intermediate_dense")
-        yield from pair(f"{ours}.fc2", f"{theirs}.feed_forward.output_dense")
-        yield from pair(f"{ours}.ffn_norm", f"{theirs}.final_layer_norm")
-        if config.relative_buckets:
-            gate = f"{theirs}.attention.gru_rel_pos"
-            yield f"{ours}.attention.gate.scale", (f"{gate}_const",)
-            yield from pair(f"{ours}.attention.gate.projection", f"{gate}_linear")
 
 
 def _to_ours(
@@ -305,27 +281,4 @@ def _to_ours(
     if "masked_spec_embed" not in found and not masks:
         generator = torch.Generator().manual_seed(0)
         found["masked_spec_embed"] = torch.rand(config.dim, generator=generator)
-    table = list(_names(config))
-    wanted = {name for _, names in table for name in names}
-    faults = [f"missing {k}" for k in sorted(wanted - found.keys())]
-    faults += [f"unexpected {k} {tuple(found[k].shape)}" for k in sorted(found.keys() - wanted)]
-    if faults:
-        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" * (len(faults) > 8))
-        raise ValueError(f"{source} does not hold the model of its config.json: {shown}")
-    return {
-        ours: (torch.cat([found[k] for k in names]) if len(names) > 1 else found[names[0]]).float()
-        for ours, names in table
-    }
-
-
-def _check_shapes(state: Mapping[str, Tensor], config: TransformerConfig, source: str) -> None:
-    with torch.device("meta"):
-        own = config.build().state_dict()
-    names = dict(_names(config))
-    faults = [
-        f"{' + '.join(names[k])}: found {tuple(v.shape)}, want {tuple(own[k].shape)}"
-        for k, v in state.items()
-        if v.shape != own[k].shape
-    ]
-    if faults:
-        raise ValueError(f"{source} does not hold the model of its config.json: {faults[:8]}")
+    return assemble(found, tensor_names(config), config, source)

@@ -1,4 +1,4 @@
-"""Positions: the convolutional embedding of wav2vec 2.0 and WavLM's bucketed relative bias.
+"""Positions: the convolutional embeddings of wav2vec 2.0 and data2vec, WavLM's relative bias.
 
 Shape legend: B utterances, T frames, D width, H heads.
 """
@@ -45,6 +45,34 @@ class PositionalConv(nn.Module):
         )
         # An even kernel yields one frame more than it was given.
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)
+
+
+class PositionalConvStack(nn.Module):
+    """Several shorter grouped convolutions, each with a layer norm and GELU: (B, T, D) -> same.
+
+    The norms have no parameters. Padding is zeroed between the convolutions, so that frames beside
+    it see what they would see at the end of an utterance alone.
+
+    Source: Baevski et al., 2022 (data2vec), appendix A; fairseq `pos_conv_depth`.
+    Differs: official code lets padding, once non-zero, into the next convolution.
+    """
+
+    def __init__(self, dim: int, kernel: int, groups: int, depth: int) -> None:
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"pos_conv_kernel: found {kernel}, want an odd one in a stack")
+        self.layers = nn.ModuleList(
+            nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """padding: (B, T) bool, True on padding."""
+        for conv in self.layers:
+            x = conv(x.transpose(1, 2)).transpose(1, 2)
+            x = F.gelu(F.layer_norm(x, x.shape[-1:]))
+            if padding is not None:
+                x = x.masked_fill(padding[..., None], 0)
+        return x
 
 
 def relative_bucket(offset: Tensor, buckets: int, max_distance: int) -> Tensor:

@@ -38,6 +38,11 @@ def small(**changes: Any) -> TransformerEncoder:
         (TransformerConfig.xlarge(), 962_493_824),
         (TransformerConfig.wavlm_base(), 94_381_936),
         (TransformerConfig.wavlm_large(), 315_453_120),
+        (TransformerConfig.data2vec_base(), 93_164_288),
+        (
+            TransformerConfig.data2vec_base(layers=24, dim=1024, ffn_dim=4096, heads=16),
+            313_276_416,
+        ),
     ],
 )
 def test_published_sizes_have_their_published_parameter_count(
@@ -68,9 +73,9 @@ def test_the_number_of_frames_is_the_closed_form(front_end: str, hop: int) -> No
 @pytest.mark.parametrize("front_end", ["wave", "log_mel"])
 @pytest.mark.parametrize("front_norm", ["group", "layer"])
 @pytest.mark.parametrize("pre_norm", [False, True])
-@pytest.mark.parametrize("buckets", [0, 320])
+@pytest.mark.parametrize(("buckets", "depth"), [(0, 1), (320, 1), (0, 3)])
 def test_padding_changes_nothing(
-    front_end: Any, front_norm: Any, pre_norm: bool, buckets: int
+    front_end: Any, front_norm: Any, pre_norm: bool, buckets: int, depth: int
 ) -> None:
     model = small(
         front_end=front_end,
@@ -78,6 +83,8 @@ def test_padding_changes_nothing(
         pre_norm=pre_norm,
         relative_buckets=buckets,
         normalize_wave=pre_norm,
+        pos_conv_depth=depth,
+        pos_conv_kernel=16 if depth == 1 else 7,
     ).eval()
     lengths = torch.tensor([9000, 4321, 400])
     wave = torch.randn(3, 9500)  # noise behind the lengths, which must not count either

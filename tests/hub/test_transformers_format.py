@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from speechssl.encoders.transformer import TransformerConfig
+from speechssl.hub.tensor_names import CtcTensors
 from speechssl.hub.transformers_format import read_transformers, write_transformers
 
 transformers = pytest.importorskip("transformers")
@@ -23,13 +25,16 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def their_model(family: str, shape: str) -> Any:
+    more = SHAPES.get(shape, {})
+    if family == "Data2VecAudio":  # has one form only
+        more = {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 7}
     config = getattr(transformers, f"{family}Config")(
         hidden_size=96,
         num_hidden_layers=3,
         num_attention_heads=6,
         intermediate_size=192,
         conv_dim=[48] * 7,
-        **SHAPES[shape],
+        **more,
     )
     torch.manual_seed(1)
     model = getattr(transformers, f"{family}Model")(config).eval()
@@ -55,8 +60,13 @@ def their_states(model: Any, wave: Tensor, mask: Tensor | None = None) -> tuple[
     return (*output.hidden_states[:-1], output.last_hidden_state)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("family", ["Hubert", "WavLM", "Wav2Vec2", "UniSpeechSat"])
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        *itertools.product(["Hubert", "WavLM", "Wav2Vec2", "UniSpeech", "UniSpeechSat"], SHAPES),
+        ("Data2VecAudio", "only"),
+    ],
+)
 def test_every_hidden_state_equals_theirs(family: str, shape: str, tmp_path: Path) -> None:
     model = their_model(family, shape)
     model.save_pretrained(tmp_path)
@@ -93,7 +103,9 @@ def test_a_padded_batch_equals_single_utterances_where_theirs_does_not(tmp_path:
     assert difference > 1e-2
 
 
-@pytest.mark.parametrize(("family", "shape"), [("Hubert", "base"), ("WavLM", "large")])
+@pytest.mark.parametrize(
+    ("family", "shape"), [("Hubert", "base"), ("WavLM", "large"), ("Data2VecAudio", "only")]
+)
 def test_writing_what_was_read_gives_the_same_tensors(
     family: str, shape: str, tmp_path: Path
 ) -> None:
@@ -163,6 +175,47 @@ def test_an_architecture_that_is_not_ours_is_refused(key: str, value: Any, tmp_p
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=key):
         read_transformers(tmp_path)
+
+
+@pytest.mark.parametrize(("family", "shape"), [("WavLM", "large"), ("Wav2Vec2", "large_bias")])
+def test_padded_layer_norm_models_equal_theirs_with_their_mask(
+    family: str, shape: str, tmp_path: Path
+) -> None:
+    model = their_model(family, shape)
+    model.save_pretrained(tmp_path)
+    ours = our_model(tmp_path)
+    object.__setattr__(ours.config, "normalize_wave", False)
+    lengths = torch.tensor([24000, 9000])
+    wave = torch.randn(2, 24000) * (torch.arange(24000)[None] < lengths[:, None])
+    keep = (torch.arange(24000)[None] < lengths[:, None]).long()
+    want = their_states(model, wave, keep)
+    with torch.no_grad():
+        got = ours(wave, lengths)
+    for a, b in zip(got.hidden, want, strict=True):
+        for row, frames in enumerate(got.lengths.tolist()):
+            assert (a[row, :frames] - b[row, :frames]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("family", "shape"), [("Hubert", "base"), ("Data2VecAudio", "only")])
+def test_a_recogniser_written_opens_there_with_equal_scores(
+    family: str, shape: str, tmp_path: Path
+) -> None:
+    model = their_model(family, shape)
+    model.save_pretrained(tmp_path / "theirs")
+    config, state, _ = read_transformers(tmp_path / "theirs")
+    head = CtcTensors(torch.randn(5, 96), torch.randn(5), 0, {"<pad>": 0, "|": 1, "É": 2})
+    write_transformers(tmp_path / "ours", config, state, head)
+    theirs = transformers.AutoModelForCTC.from_pretrained(tmp_path / "ours").eval()
+    wave = torch.randn(1, 9000)
+    with torch.no_grad():
+        hidden = model(wave).last_hidden_state
+        want = hidden @ head.weight.t() + head.bias
+        assert (theirs(wave).logits - want).abs().max() < 1e-5
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert tokenizer.decode([2, 2, 0, 2, 1, 2]) == "ÉÉ É"
+    again = read_transformers(tmp_path / "ours")[2]
+    assert again is not None and again.vocabulary == head.vocabulary
+    assert torch.equal(again.weight, head.weight) and torch.equal(again.bias, head.bias)
 
 
 def test_a_log_mel_encoder_cannot_be_written(tmp_path: Path) -> None:
