@@ -19,6 +19,8 @@ stop_stage=10       # last stage
 corpus_dir=         # folder of corpora
 objective=hubert    # hubert or wavlm: conf/pretrain_OBJECTIVE_it1.yaml and _it2.yaml
 seeds=1             # seeds, separated by blanks
+steps=2000          # updates of fine-tuning on all labels
+steps_few=800       # updates of fine-tuning on a tenth of them
 systems="pretrained scratch logmel"  # recognisers to train
 exp=exp             # where results go
 data=data           # where manifests go
@@ -72,6 +74,8 @@ for seed in $seeds; do
     pretrain "$dir/it2" conf/pretrain_${objective}_it2.yaml "$dir/km_it1/labels" "$seed"
   }
   for labelled in "" _10; do
+    updates=$steps
+    [[ -n $labelled ]] && updates=$steps_few
     for system in $systems; do
       out=$dir/asr_$system$labelled
       case $system in
@@ -84,7 +88,7 @@ for seed in $seeds; do
         run "$out/train" train speechssl.bin.finetune "${start[@]}" \
           --data.train "[$data/an4/cuts_train$labelled.jsonl.gz]" \
           --data.valid "[$data/an4/cuts_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
-          --output "$out"
+          --train.steps "$updates" --output "$out"
       }
       stage 9 "decode $out" && {
         run "$exp/lm" speechssl lm --cuts "[$data/an4/cuts_train.jsonl.gz]" --order 3 \

@@ -62,7 +62,7 @@ for seed in $seeds; do
   }
   stage 7 "iteration 2, seed $seed: clusters of learned features, then pretrain again" && {
     run "$dir/km_it1" speechssl cluster fit --cuts "[$data/cuts_train.jsonl.gz]" \
-      --model "$dir/hubert_it1" --layer 4 --classes 100 --output "$dir/km_it1"
+      --model "$dir/hubert_it1" --layer 3 --classes 100 --output "$dir/km_it1"
     run "$dir/km_it1/apply" speechssl cluster apply --clusters "$dir/km_it1" --cuts "$both" \
       --output "$dir/km_it1/labels"
     run "$dir/km_it1/quality" speechssl cluster quality --labels "$dir/km_it1/labels" \
