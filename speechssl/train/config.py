@@ -41,8 +41,9 @@ class TrainConfig:
     """The encoder's learning rate relative to that of the other parameters."""
     clip_norm: float = 10.0
     """Largest norm of the gradient, which is per scored item; 0: do not clip."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast of the forward pass; weights and optimiser stay in float32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16: autocast of the forward pass; weights and optimiser stay in float32. auto: bf16 where
+    the device has instructions for it, else fp32."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights, for validation and export."""
     valid_every: int = 500

@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from speechssl import dist
 from speechssl.contract import Batch, Objective
+from speechssl.train.precision import autocast
 
 HEADROOM = 0.9
 """Share of the memory to plan for: fragmentation and longer targets take the rest."""
@@ -96,8 +96,7 @@ def _search(fits: Callable[[int], bool], most: int) -> int:
 def _train_once(objective: Objective, batch: Batch, precision: str) -> None:
     device = next(objective.parameters()).device
     objective.train()
-    bf16 = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-    with bf16:
+    with autocast(precision, device.type):
         loss = objective(batch.to(device))
     loss.total.backward()
     objective.zero_grad(set_to_none=True)

@@ -30,6 +30,7 @@ from speechssl.train import checkpoint, log, optim, parallel
 from speechssl.train.config import TrainConfig
 from speechssl.train.guard import Guard
 from speechssl.train.journal import Journal
+from speechssl.train.precision import autocast
 from speechssl.train.run_state import RunState, Signals
 from speechssl.train.schedule import ema_decay, rate_scale
 
@@ -168,7 +169,7 @@ class Trainer:
     def _accumulate(self, batch: Batch, sums: log.Sums) -> None:
         if batch.filler and dist.world_size() == 1:
             return
-        with self._autocast():
+        with autocast(self.config.precision, self.device.type):
             loss = self.objective(batch.to(self.device))
         if batch.filler:
             # Ranks must make equal numbers of passes; this one weighs nothing.
@@ -213,11 +214,6 @@ class Trainer:
         samples = sum(int(b.wave_lengths.sum()) for b in real)
         return float(sum(len(b) for b in real)), samples / rate
 
-    def _autocast(self) -> Any:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
     def _next(self, updates: Iterator[Update]) -> Update | None:
         """The next update; None if a signal to this only process took its readers down too."""
         try:
@@ -254,7 +250,7 @@ class Trainer:
                 if batch.filler and self.parallel != "fsdp2":
                     continue
                 seed_all(self.config.seed, VALIDATION, i, dist.rank())
-                with self._autocast():
+                with autocast(self.config.precision, self.device.type):
                     loss = self.objective(batch.to(self.device))
                 if counts and not batch.filler:
                     sums.add(loss)

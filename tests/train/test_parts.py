@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from toy import ToyObjective, collate
 
-from speechssl.train import checkpoint, optim
+from speechssl.train import checkpoint, optim, precision
 from speechssl.train.config import TrainConfig
 from speechssl.train.folder import flat, open_folder, provenance
 from speechssl.train.guard import Guard
@@ -241,3 +241,19 @@ def test_provenance_is_plain_and_names_versions() -> None:
     assert json.loads(json.dumps(found))["config"]["width"] == 3
     assert found["torch"] == torch.__version__ and found["step"] == 7
     assert flat({"a": {"b": 1, "c": {}}}) == {"a.b": 1, "a.c": {}}
+
+
+def test_auto_precision_is_bf16_only_where_the_device_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def product() -> torch.dtype:
+        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(precision, "fast_bf16", lambda _device, fast=fast: fast)
+        with precision.autocast("auto", "cpu"):
+            assert product() == dtype
+    with precision.autocast("bf16", "cpu"):
+        assert product() == torch.bfloat16
+    with precision.autocast("fp32", "cpu"):
+        assert product() == torch.float32
