@@ -18,9 +18,11 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str | Path, device: Any = "cpu") -> Model:
-    """Open a model for use: an own experiment folder or a transformers folder; see hub.load."""
+def load(
+    path: str | Path, device: Any = "cpu", dtype: Any = None, *, settings: Any = None
+) -> Model:
+    """Open a model for use: an own folder, or a public checkpoint of any format; see hub.load."""
     # Torch is imported when a model is wanted, not by `import speechssl`.
     from speechssl.hub.load import load as open_for_use
 
-    return open_for_use(path, device)
+    return open_for_use(path, device, dtype, settings=settings)

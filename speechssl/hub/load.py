@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +16,36 @@ from speechssl.hub.model import Decode, Model
 from speechssl.model_file import load_strictly, open_model
 
 if TYPE_CHECKING:
+    from speechssl.encoders.transformer import TransformerConfig
     from speechssl.hub.tensor_names import CtcTensors
 
 FORMATS = (
-    "an experiment folder with model.json and model.safetensors (own format), or a transformers "
-    "folder of HuBERT or WavLM with config.json and model.safetensors"
+    "an experiment folder with model.json and model.safetensors (own format); a transformers "
+    "folder of HuBERT, WavLM, wav2vec 2.0, data2vec, UniSpeech or UniSpeech-SAT with config.json "
+    "and model.safetensors; a .pt file of fairseq or UniLM; or a .pt or .pth state dict of "
+    "torchaudio with its settings in a .json beside it"
 )
+OWN_FILES = ("model.json", "model.safetensors", "config.json", "pytorch_model.bin")
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Model:
     """Open a model for use.
 
-    path: a folder of either format, one of its files, or the name of a public model such as
+    path: a folder or file of one of `FORMATS`, or the name of a public model such as
         "facebook/hubert-base-ls960", which is looked up in the local Hugging Face cache.
+    dtype: torch.bfloat16 computes in mixed precision; see `Model.to`.
+    settings: of a torchaudio state dict, instead of its .json.
     Raises ValueError that says what was found and which formats are read.
     """
+    file = Path(path).expanduser()
+    if file.is_file() and file.name not in OWN_FILES:
+        return _file(file, settings).to(device, dtype)
     folder = _find(str(path))
     if (folder / "model.json").is_file():
         model = _own(folder)
@@ -45,7 +60,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
             f"model: {folder} holds {', '.join(shown[:12]) or 'nothing'}"
             f"{', ...' * (len(shown) > 12)}; want {FORMATS}{hint}"
         )
-    return model.to(device)
+    return model.to(device, dtype)
 
 
 def _own(folder: Path) -> Model:
@@ -68,9 +83,37 @@ def _own(folder: Path) -> Model:
 def _transformers(folder: Path, name: str) -> Model:
     from speechssl.hub.transformers_format import read_transformers
 
-    config, state, ctc = read_transformers(folder)
+    return _public(*read_transformers(folder), name=name, kind="transformers", source=folder)
+
+
+def _file(path: Path, settings: Mapping[str, Any] | None) -> Model:
+    from speechssl.hub import fairseq_format, torchaudio_format
+    from speechssl.hub.restricted_pickle import read_torch_file
+
+    if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
+        raise ValueError(f"model: found the file {path}, want {FORMATS}")
+    content = read_torch_file(path)
+    if fairseq_format.is_fairseq(content):
+        parts, kind = fairseq_format.read_fairseq(content, path), "fairseq"
+    elif torchaudio_format.is_torchaudio(content):
+        parts, kind = torchaudio_format.read_torchaudio(content, path, settings), "torchaudio"
+    else:
+        shown = [str(k) for k in content] if isinstance(content, Mapping) else [type(content)]
+        raise ValueError(f"model: {path} holds {shown[:6]}; want {FORMATS}")
+    return _public(*parts, name=str(path), kind=kind, source=path)
+
+
+def _public(
+    config: TransformerConfig,
+    state: Mapping[str, Tensor],
+    ctc: CtcTensors | None,
+    *,
+    name: str,
+    kind: str,
+    source: Path,
+) -> Model:
     encoder = config.build()
-    load_strictly(encoder, state, str(folder))
+    load_strictly(encoder, state, str(source))
     head = None if ctc is None else _LinearCtc(encoder, ctc)
     return Model(
         encoder,
@@ -79,7 +122,7 @@ def _transformers(folder: Path, name: str) -> Model:
         log_probs=None if head is None else head.log_probs,
         decode=None if ctc is None or ctc.vocabulary is None else _speller(ctc.vocabulary),
         blank=0 if ctc is None else ctc.blank,
-        provenance={"format": "transformers", "folder": str(folder)},
+        provenance={"format": kind, "source": str(source)},
     )
 
 
@@ -98,7 +141,7 @@ class _LinearCtc(nn.Module):
 
 
 def _speller(vocabulary: Mapping[str, int]) -> Decode:
-    """Text of ids over a transformers vocabulary: "|" parts words, <...> and [...] are control."""
+    """Text of ids over a public vocabulary: "|" parts words, <...> and [...] are control."""
     symbols = {
         i: " " if s == "|" else s
         for s, i in vocabulary.items()
@@ -112,9 +155,7 @@ def _find(name: str) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        if path.name in ("model.json", "model.safetensors", "config.json"):
-            return path.parent
-        raise ValueError(f"model: found the file {path}, want {FORMATS}")
+        return path.parent
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _cached(name)
     raise ValueError(f"model: {name} is neither a folder nor a file; want {FORMATS}")

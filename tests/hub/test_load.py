@@ -116,8 +116,11 @@ def test_other_folders_are_refused_with_what_was_found(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match=r"holds checkpoints, weights.ckpt; .*speechssl export"):
         speechssl.load(tmp_path)
-    with pytest.raises(ValueError, match="found the file"):
+    with pytest.raises(ValueError, match=r"weights\.ckpt: found no torch file"):
         speechssl.load(tmp_path / "weights.ckpt")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="found the file"):
+        speechssl.load(tmp_path / "notes.txt")
     with pytest.raises(ValueError, match="neither a folder nor a file"):
         speechssl.load(tmp_path / "a" / "b" / "c")
 
