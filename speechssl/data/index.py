@@ -33,6 +33,7 @@ from speechssl.data.label_store import hash_id, map_array
 
 FORMAT = 1
 SAMPLE_RATE = 16000
+_decoder = json.JSONDecoder()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,7 +155,8 @@ class CutIndex:
 
     def __getitem__(self, at: int) -> CutRecord:
         begin, end = int(self._offsets[at]), int(self._offsets[at + 1])
-        return CutRecord(*json.loads(os.pread(self._file, end - begin, begin)))
+        line = os.pread(self._file, end - begin, begin).decode()
+        return CutRecord(*_decoder.raw_decode(line)[0])
 
 
 class CutIndices:
@@ -176,7 +178,7 @@ class CutIndices:
         return int(self._ends[-1])
 
     def __getitem__(self, at: int) -> CutRecord:
-        part = int(np.searchsorted(self._ends, at, side="right"))
+        part = int(self._ends.searchsorted(at, side="right"))
         return self.parts[part][int(at) - (int(self._ends[part - 1]) if part else 0)]
 
     def num_samples(self, places: np.ndarray) -> np.ndarray:

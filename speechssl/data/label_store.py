@@ -135,7 +135,7 @@ class LabelStore:
     def _find(self, recording_id: str) -> tuple[int, int] | None:
         # The key must have the array's own type: numpy would otherwise copy the whole array.
         key = np.uint64(hash_id(recording_id))
-        at = int(np.searchsorted(self.keys, key))
+        at = int(self.keys.searchsorted(key))
         if at == len(self.keys) or self.keys[at] != key:
             return None
         start, length = self.spans[at]

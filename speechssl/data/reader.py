@@ -74,16 +74,27 @@ def read_part(
     return wave
 
 
+class _OnceFile(soundfile.SoundFile):
+    """A file of which one stretch is read.
+
+    soundfile asks for the position before each read, and seeks behind what was read after it,
+    if the file says that it can seek. Here nothing needs the position.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _open(record: CutRecord) -> soundfile.SoundFile:
     if not record.size:
         # By descriptor: soundfile would ask the system about a path before opening it.
         try:
-            return soundfile.SoundFile(os.open(record.path, os.O_RDONLY), closefd=True)
+            return _OnceFile(os.open(record.path, os.O_RDONLY), closefd=True)
         except soundfile.LibsndfileError:
             # A few formats are known by their file's name alone.
-            return soundfile.SoundFile(record.path)
+            return _OnceFile(record.path)
     with open(record.path, "rb", buffering=0) as file:
-        return soundfile.SoundFile(io.BytesIO(os.pread(file.fileno(), record.size, record.offset)))
+        return _OnceFile(io.BytesIO(os.pread(file.fileno(), record.size, record.offset)))
 
 
 def _read_open(
@@ -103,7 +114,7 @@ def _read_open(
         _seek(file, begin, record)
         if out is None:
             out = np.empty(num_samples, dtype=np.float32)
-        wave = file.read(num_samples, dtype="float32", out=out[:num_samples])
+        wave = out[: file.buffer_read_into(out[:num_samples], dtype="float32")]
     else:
         wave = _convert(file, record, begin_seconds, start, num_samples, conversions)
     if file.subtype in ("FLOAT", "DOUBLE") and not np.isfinite(wave).all():
