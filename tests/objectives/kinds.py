@@ -40,6 +40,7 @@ ENCODER = TransformerConfig(
 DEFAULTS: dict[str, Any] = {"encoder": ENCODER, "classes": CLASSES, "final_dim": 32}
 SMALL: dict[str, dict[str, Any]] = {
     "Data2vecConfig": {"target_layers": 2},
+    "DinoSRConfig": {"target_layers": 2, "codes": 16},
     "Wav2vec2Config": {"codes": 8, "negatives": 10, "quantiser_dropout": 0.0},
 }
 """Config class name -> further arguments for a small one."""

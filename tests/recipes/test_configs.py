@@ -24,6 +24,8 @@ PUBLISHED_ENCODERS = {
     "wavlm_base": 94_381_936,
     "wavlm_base_plus": 94_381_936,
     "wavlm_large": 315_453_120,
+    "wav2vec2_base": 94_371_712,
+    "data2vec_base": 93_164_288,
 }
 
 
