@@ -39,6 +39,7 @@ ENCODER = TransformerConfig(
 )
 DEFAULTS: dict[str, Any] = {"encoder": ENCODER, "classes": CLASSES, "final_dim": 32}
 SMALL: dict[str, dict[str, Any]] = {
+    "BestRQConfig": {"codes": 16, "codebooks": 2},
     "Data2vecConfig": {"target_layers": 2},
     "DinoSRConfig": {"target_layers": 2, "codes": 16},
     "Wav2vec2Config": {"codes": 8, "negatives": 10, "quantiser_dropout": 0.0},
@@ -127,6 +128,7 @@ def trainer(
     rank: int = 0,
     world: int = 1,
     encoder: dict[str, Any] | None = None,
+    valid: bool = True,
     **options: Any,
 ) -> Trainer:
     changes = {"encoder": dataclasses.replace(ENCODER, **encoder)} if encoder else {}
@@ -135,4 +137,4 @@ def trainer(
     given = {"device": "cpu", "tensorboard": False, "learning_rate": 1e-3, "warmup_fraction": 0.0,
              "schedule": "constant", "log_every": 1, "valid_every": 2}  # fmt: skip
     config = TrainConfig(**(given | options))
-    return Trainer(config, objective, source, source, output)
+    return Trainer(config, objective, source, source if valid else None, output)

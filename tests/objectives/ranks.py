@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from speechssl import dist
 
-STEPS = 3
+STEPS = 2
 
 
 def main() -> None:
@@ -23,7 +23,9 @@ def main() -> None:
             output / kind.__name__,
             rank=dist.rank(),
             world=dist.world_size(),
+            valid=False,
             steps=STEPS,
+            log_every=STEPS,
             parallel=parallel,
         )
         run.fit()
