@@ -1,7 +1,8 @@
-"""Train every objective for a few updates on all ranks of torchrun: ranks.py OUTPUT PARALLEL."""
+"""Train every objective for a few updates as one of some ranks: ranks.py OUTPUT."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -15,12 +16,13 @@ STEPS = 2
 
 
 def main() -> None:
-    output, parallel = Path(sys.argv[1]), sys.argv[2]
+    output = Path(sys.argv[1])
     dist.init("cpu")
-    for kind in FOUND:
+    for kind, parallel in itertools.product(FOUND, ("replicated", "fsdp2")):
+        name = f"{kind.__name__}_{parallel}"
         run = trainer(
             kind,
-            output / kind.__name__,
+            output / name,
             rank=dist.rank(),
             world=dist.world_size(),
             valid=False,
@@ -31,7 +33,7 @@ def main() -> None:
         run.fit()
         state = run.export_state()
         if dist.is_main():
-            save_file(state, output / f"{kind.__name__}.safetensors")
+            save_file(state, output / f"{name}.safetensors")
     dist.barrier()
     dist.shutdown()
 
