@@ -32,7 +32,7 @@ class Pool:
 
     def __init__(self, most: int = 64) -> None:
         self.most = most
-        self._free: list[memoryview] = []
+        self._free: list[bytearray] = []
 
     def __reduce__(self) -> tuple[type[Pool], tuple[int]]:
         return (Pool, (self.most,))
@@ -42,14 +42,15 @@ class Pool:
         size = max(rows * samples * 4, 1)
         memory = None
         for i, free in enumerate(self._free):
-            if size <= free.nbytes <= 2 * size:
+            if size <= len(free) <= 2 * size:
                 memory = self._free.pop(i)
                 break
         if memory is None:
-            memory = memoryview(np.empty(size + size // 4, dtype=np.uint8))
-            del self._free[: max(0, len(self._free) - self.most)]
-        # The base of this array is no array, so numpy makes it, not its memory, the base of its
-        # views: it lives until the last of them is gone.
+            memory = bytearray(size + size // 4)
+            # What lies free longest no longer fits what is asked for.
+            del self._free[: max(1, len(self._free) - self.most)]
+        # numpy makes the array at the end of the chain the base of every view. That is this one,
+        # since its memory is no array: it lives until the last view is gone.
         array = np.ndarray((rows, samples), dtype=np.float32, buffer=memory)
         weakref.finalize(array, self._free.append, memory).atexit = False
         return array

@@ -70,7 +70,7 @@ class _Worker:
         self._received = 0
         self._connection, other = multiprocessing.Pipe()
         self._process = multiprocessing.Process(
-            target=_serve, args=(collator, other, files), daemon=True
+            target=_serve, args=(collator, other, self._connection, files), daemon=True
         )
         self._process.start()
         # Else its death would not end our reading from it.
@@ -126,10 +126,13 @@ def _stop(process: Any, connection: Connection, files: list[SharedFile]) -> None
         file.close()
 
 
-def _serve(collator: Collator, connection: Connection, files: list[SharedFile]) -> None:
+def _serve(
+    collator: Collator, connection: Connection, other: Connection, files: list[SharedFile]
+) -> None:
     """Read the tasks that arrive until the other side is gone."""
     import torch
 
+    other.close()  # a copy: with it here, the end of the training process would not be seen
     # The training process decides when to end; a signal to the whole group is meant for it.
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
