@@ -24,8 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.config import EncoderConfig, ObjectiveConfig
-from speechssl.contract import IGNORE, Batch, Loss, Objective
+from speechssl.contract import IGNORE, Batch, EncoderOutput, Loss, Objective
 from speechssl.nn.frame_masks import masked_frames
+
+Labels = dict[str, Tensor]
+Logs = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,9 @@ class CosineHead(nn.Module):
 class Hubert(Objective):
     """Masked cross entropy over one or several sets of frame labels."""
 
+    inner_layers: tuple[int, ...] = ()
+    """Further layers that `inner_terms` reads."""
+
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.config = config
@@ -101,6 +107,12 @@ class Hubert(Objective):
         """The (B, L) signal that the encoder reads."""
         return batch.wave
 
+    def inner_terms(
+        self, batch: Batch, out: EncoderOutput, labels: Labels, scored: Tensor, logs: Logs
+    ) -> Tensor:
+        """What variants add to the sum, of the same count; they add to `logs`."""
+        raise NotImplementedError
+
     def frame_mask(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, T) bool masked frames, and (B, T) bool valid frames."""
         return masked_frames(
@@ -114,26 +126,29 @@ class Hubert(Objective):
     def forward(self, batch: Batch) -> Loss:
         mask, valid = self.frame_mask(batch)
         labels = {name: self._labels(batch, name, mask) for name in self.heads}
-        out = self.encoder(self.input_wave(batch), batch.wave_lengths, mask=mask, layers=[-1])
+        wave = self.input_wave(batch)
+        out = self.encoder(wave, batch.wave_lengths, mask=mask, layers=[*self.inner_layers, -1])
 
         labelled = torch.zeros_like(mask)
         for target in labels.values():
             labelled |= target != IGNORE
         scored = mask & labelled & valid
-        masked = _FrameScores(out.last[scored], scored)
+        masked = FrameScores(out.last[scored], scored)
         total = out.last.new_zeros((), dtype=torch.float32)
         for name, head in self.heads.items():
             total = total + masked.add(name, head, labels[name])
         count = scored.sum()
         logs = masked.logs("masked", count)
         logs["masked_fraction"] = (mask.sum(), valid.sum())
+        if self.inner_layers:
+            total = total + self.inner_terms(batch, out, labels, scored, logs)
 
         if self.config.unmasked_weight > 0 or self.config.log_unmasked:
             weight = self.config.unmasked_weight
             seen = ~mask & labelled & valid
             # Without weight it only serves the log: no graph is kept for it.
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-                unmasked = _FrameScores(out.last[seen], seen)
+                unmasked = FrameScores(out.last[seen], seen)
                 extra = torch.stack([unmasked.add(n, h, labels[n]) for n, h in self.heads.items()])
             if weight > 0:
                 total = total + weight * extra.sum()
@@ -172,7 +187,7 @@ class Hubert(Objective):
         return target
 
 
-class _FrameScores:
+class FrameScores:
     """Cross entropy and hits of some frames under several heads."""
 
     def __init__(self, x_MD: Tensor, where: Tensor) -> None:
@@ -189,7 +204,7 @@ class _FrameScores:
         self.sums[name] = (loss.detach(), hits, (target != IGNORE).sum())
         return loss
 
-    def logs(self, kind: str, count: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def logs(self, kind: str, count: Tensor) -> Logs:
         loss = torch.stack([s[0] for s in self.sums.values()]).sum()
         hits = torch.stack([s[1] for s in self.sums.values()]).sum()
         scored = torch.stack([s[2] for s in self.sums.values()]).sum()

@@ -42,6 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "BestRQConfig": {"codes": 16, "codebooks": 2},
     "Data2vecConfig": {"target_layers": 2},
     "DinoSRConfig": {"target_layers": 2, "codes": 16},
+    "IlsConfig": {"supervised_layers": (1,)},
     "Wav2vec2Config": {"codes": 8, "negatives": 10, "quantiser_dropout": 0.0},
 }
 """Config class name -> further arguments for a small one."""
