@@ -1,12 +1,19 @@
 """Loading: batches with labels and mixing, against one soundfile.read per file, and lhotse's way.
 
     python tools/bench/loading.py
-    python tools/bench/loading.py --cuts data/an4/cuts_train.jsonl.gz --rounds 7
+    python tools/bench/loading.py --cuts data/an4/cuts_train.jsonl.gz --rounds 9
 
-Every round reads the same cuts once by each way, in turn, in this process; the ratios are medians
-over rounds, of CPU time (a loaded machine disturbs it little) and of wall time. Ours and lhotse's
-make padded batches bucketed by length; ours also reads frame labels and mixes utterances
-(probability 0.2, as WavLM), lhotse's does neither. Rates are seconds of audio per second.
+Every round reads the same cuts once by each way, in turn; the ratios are medians over rounds, of
+audio seconds per CPU second (user and system; a loaded machine disturbs it little) over those of
+`soundfile.read` to float32 in the same round. Ways:
+
+- "in process": batches are made in this process.
+- "per worker": by one reading process. `ratio` counts that process's CPU time alone, `ratio, all`
+  that of this process too, which copies the batches out of shared memory.
+
+Ours and lhotse's make padded batches bucketed by length; ours also reads frame labels and mixes
+utterances (probability 0.2, as WavLM), lhotse's does neither. lhotse in a worker is its usual
+recipe: a map-style data set, its sampler in this process, torch's DataLoader.
 
 The memory rows open manifests of 1,000 and 100,000 cuts, plan 50 updates, and give the growth of
 this process's anonymous memory (memory-mapped files can be dropped at any time and do not count).
@@ -17,6 +24,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -80,114 +88,143 @@ def make_labels(cuts: str, folder: Path) -> str:
     return str(folder)
 
 
-def ways(cuts: str, labels: str, seconds: float) -> dict[str, Callable[[], float]]:
-    """Name -> a function that reads all cuts once and returns the seconds of audio it read."""
-    import soundfile
-    from lhotse import CutSet
-    from lhotse.dataset import DynamicBucketingSampler
-    from lhotse.dataset.collation import collate_audio
+class RawReads:
+    """Every file by one soundfile.read."""
 
-    from speechssl.data.config import DataConfig, MixingConfig
-    from speechssl.data.index import CutIndex
-    from speechssl.data.loader import open_source
+    def __init__(self, cuts: str) -> None:
+        from speechssl.data.index import CutIndex
 
-    index = CutIndex(cuts)
-    paths = [index[i].path for i in range(len(index))]
+        index = CutIndex(cuts)
+        self.paths = [index[i].path for i in range(len(index))]
 
-    def raw() -> float:
-        return sum(len(soundfile.read(path, dtype="float32")[0]) for path in paths) / RATE
+    def read(self) -> float:
+        import soundfile
 
-    def by_lhotse() -> float:
-        # duration_bins would otherwise be estimated, at the cost of another pass.
-        sampler = DynamicBucketingSampler(
-            CutSet.from_file(cuts), max_duration=seconds, shuffle=True, num_buckets=10
-        )
-        return sum(int(collate_audio(batch)[1].sum()) for batch in sampler) / RATE
+        return sum(len(soundfile.read(path, dtype="float32")[0]) for path in self.paths) / RATE
 
-    def ours(mixing: MixingConfig | None, stores: dict[str, str]) -> Callable[[], float]:
+
+class OurBatches:
+    """One epoch after the other from one source, its worker running all the time."""
+
+    def __init__(self, cuts: str, seconds: float, num_workers: int, **options: Any) -> None:
+        from speechssl.data.config import DataConfig
+        from speechssl.data.loader import open_source
+
         config = DataConfig(
             train=[cuts],
-            labels=stores,
-            mixing=mixing,
             batch_seconds=4 * seconds,
             max_batch_seconds=seconds,
             max_seconds=min(seconds, 20.0),
             min_seconds=0.0,
-            num_workers=0,
+            num_workers=num_workers,
+            **options,
         )
+        self.updates = open_source(config, hop_samples=320, split="train").updates()
 
-        updates = open_source(config, hop_samples=320, split="train").updates()
+    def read(self) -> float:
+        total = 0
+        for update in self.updates:
+            total += sum(int(b.wave_lengths.sum()) for b in update.batches)
+            if update.position["window"] == update.position["update"] == 0:
+                break
+        return total / RATE
 
-        def read() -> float:
-            total = 0
-            while True:
-                update = next(updates)
-                total += sum(int(b.wave_lengths.sum()) for b in update.batches)
-                if update.position["window"] == update.position["update"] == 0:
-                    return total / RATE
 
-        return read
+class LhotseBatches:
+    """DynamicBucketingSampler and collate_audio, in this process or in a DataLoader's worker."""
 
-    return {
-        "soundfile.read per file": raw,
-        "speechssl, bucketing": ours(None, {}),
-        "speechssl, bucketing + labels": ours(None, {"km": labels}),
-        "speechssl, bucketing + labels + mixing": ours(MixingConfig(), {"km": labels}),
-        "lhotse DynamicBucketingSampler + collate": by_lhotse,
+    def __init__(self, cuts: str, seconds: float, num_workers: int) -> None:
+        import torch
+        from lhotse import CutSet
+        from lhotse.dataset import DynamicBucketingSampler
+        from lhotse.dataset.collation import collate_audio
+
+        self.sampler = DynamicBucketingSampler(
+            CutSet.from_file(cuts), max_duration=seconds, shuffle=True, num_buckets=10
+        )
+        self.collate = collate_audio
+        self.loader = None
+        if num_workers:
+
+            class Cuts(torch.utils.data.Dataset):
+                def __getitem__(self, batch: Any) -> Any:
+                    return collate_audio(batch)
+
+            self.loader = torch.utils.data.DataLoader(
+                Cuts(),
+                sampler=self.sampler,
+                batch_size=None,
+                num_workers=num_workers,
+                persistent_workers=True,
+            )
+
+    def read(self) -> float:
+        batches: Any = self.loader
+        if batches is None:
+            batches = (self.collate(batch) for batch in self.sampler)
+        return sum(int(lengths.sum()) for _, lengths in batches) / RATE
+
+
+class Measured:
+    """A way, with the processes that it started."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        before = {p.pid for p in multiprocessing.active_children()}
+        self.way = make()
+        self.way.read()  # warms caches up; starts the worker
+        self.workers = {p.pid for p in multiprocessing.active_children()} - before
+
+    def settle(self) -> float:
+        """CPU seconds of the workers once they have nothing left to read ahead."""
+        found, last = -1.0, -2.0
+        while self.workers and found - last > 1e-3:
+            time.sleep(0.1)
+            # The clock of another process: see clock_getcpuclockid(3).
+            last, found = found, sum(time.clock_gettime((~p << 3) | 2) for p in self.workers)
+        return found
+
+    def run(self) -> tuple[float, float, float]:
+        """Audio seconds of one reading, CPU seconds of those who read, and of all processes."""
+        worker, own = self.settle(), time.process_time()
+        seconds = self.way.read()
+        own = time.process_time() - own
+        worker = self.settle() - worker
+        return seconds, worker if self.workers else own, own + worker
+
+
+def measure(cuts: str, labels: str, seconds: float, rounds: int) -> list[dict[str, Any]]:
+    from speechssl.data.config import MixingConfig
+
+    with_labels = {"labels": {"km": labels}}
+    options: dict[str, dict[str, Any]] = {
+        "bucketing": {},
+        "bucketing + labels": with_labels,
+        "bucketing + labels + mixing": {**with_labels, "mixing": MixingConfig()},
     }
-
-
-def with_workers(cuts: str, labels: str, seconds: float, num_workers: int) -> dict[str, float]:
-    """Rates of worker processes over four epochs, their start included: wall, and per CPU second.
-
-    The latter is the work of one worker, handing batches over included.
-    """
-    from speechssl.data.config import DataConfig, MixingConfig
-    from speechssl.data.loader import open_source
-
-    config = DataConfig(
-        train=[cuts],
-        labels={"km": labels},
-        mixing=MixingConfig(),
-        batch_seconds=4 * seconds,
-        max_batch_seconds=seconds,
-        max_seconds=min(seconds, 20.0),
-        num_workers=num_workers,
-    )
-    total, start, before = 0, time.perf_counter(), os.times()
-    updates = open_source(config, hop_samples=320, split="train").updates()
-    for update in updates:
-        total += sum(int(b.wave_lengths.sum()) for b in update.batches)
-        if update.position["epoch"] == 4:
-            break
-    passed = time.perf_counter() - start
-    del updates, update  # ends the workers, so that the system counts their time
-    after = os.times()
-    used = after.children_user + after.children_system
-    used -= before.children_user + before.children_system
-    return {"audio_s_per_s": total / RATE / passed, "audio_s_per_cpu_s": total / RATE / used}
-
-
-def measure(found: dict[str, Callable[[], float]], rounds: int) -> list[dict[str, Any]]:
-    cpu: dict[str, list[float]] = {name: [] for name in found}
-    wall: dict[str, list[float]] = {name: [] for name in found}
-    for turn in range(rounds + 1):
-        for name, read in found.items():
-            start_cpu, start_wall = time.process_time(), time.perf_counter()
-            seconds = read()
-            used, passed = time.process_time() - start_cpu, time.perf_counter() - start_wall
-            if turn:  # the first round warms caches up
-                cpu[name].append(seconds / used)
-                wall[name].append(seconds / passed)
-    first = next(iter(found))
+    found = {("soundfile.read per file", "in process"): Measured(lambda: RawReads(cuts))}
+    for workers, where in ((0, "in process"), (1, "per worker")):
+        for name, given in options.items():
+            found[f"speechssl, {name}", where] = Measured(
+                lambda w=workers, g=given: OurBatches(cuts, seconds, w, **g)
+            )
+        found["lhotse sampler + collate_audio", where] = Measured(
+            lambda w=workers: LhotseBatches(cuts, seconds, w)
+        )
+    rates: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in found}
+    for _ in range(rounds):
+        for key, measured in found.items():
+            audio, readers, everyone = measured.run()
+            rates[key].append((audio / readers, audio / everyone))
+    first = next(iter(rates.values()))
     return [
         {
             "way": name,
-            "audio_s_per_cpu_s": statistics.median(cpu[name]),
-            "ratio_cpu": statistics.median(a / b for a, b in zip(cpu[name], cpu[first])),
-            "ratio_wall": statistics.median(a / b for a, b in zip(wall[name], wall[first])),
+            "where": where,
+            "audio_s_per_cpu_s": statistics.median(rate for rate, _ in own),
+            "ratio": statistics.median(a[0] / b[0] for a, b in zip(own, first)),
+            "ratio_all": statistics.median(a[1] / b[0] for a, b in zip(own, first)),
         }
-        for name in found
+        for (name, where), own in rates.items()
     ]
 
 
@@ -240,8 +277,7 @@ def main() -> int:
     parser.add_argument("--cuts", help="cuts of single FLAC files; default: a generated corpus")
     parser.add_argument("--files", type=int, default=300, help="size of the generated corpus")
     parser.add_argument("--seconds", type=float, default=40.0, help="audio of one batch")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2, help="0 leaves this row out")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-memory", action="store_true", help="leave the memory rows out")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
@@ -253,22 +289,14 @@ def main() -> int:
         folder = Path(name)
         cuts = options.cuts or make_corpus(folder, options.files, seed=0)
         labels = make_labels(cuts, folder / "labels")
-        rows = measure(ways(cuts, labels, options.seconds), options.rounds)
+        rows = measure(cuts, labels, options.seconds, options.rounds)
         result: dict[str, Any] = {"cuts": options.cuts or f"{options.files} generated FLAC files"}
         result |= {"cores": os.cpu_count(), "load": os.getloadavg()[0], "rows": rows}
-        print(f"{'way':<42} {'audio s / CPU s':>16} {'ratio, CPU':>11} {'ratio, wall':>12}")
+        print(f"{'way':<40} {'where':<11} {'audio s / CPU s':>15} {'ratio':>6} {'ratio, all':>10}")
         for row in rows:
             print(
-                f"{row['way']:<42} {row['audio_s_per_cpu_s']:>16.0f} {row['ratio_cpu']:>11.3f} "
-                f"{row['ratio_wall']:>12.3f}"
-            )
-        if options.workers:
-            rates = with_workers(cuts, labels, options.seconds, options.workers)
-            result["workers"] = {"num_workers": options.workers, **rates}
-            print(
-                f"{options.workers} worker processes: {rates['audio_s_per_s']:.0f} audio s / s; "
-                f"{rates['audio_s_per_cpu_s']:.0f} audio s / CPU s of a worker, "
-                f"{rates['audio_s_per_cpu_s'] / rows[0]['audio_s_per_cpu_s']:.3f} of the raw rate"
+                f"{row['way']:<40} {row['where']:<11} {row['audio_s_per_cpu_s']:>15.0f} "
+                f"{row['ratio']:>6.3f} {row['ratio_all']:>10.3f}"
             )
         if not options.no_memory:
             result["memory_kib"] = {n: memory_kib(folder, n) for n in (1_000, 100_000)}
