@@ -43,10 +43,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "Data2vecConfig": {"target_layers": 2},
     "DinoSRConfig": {"target_layers": 2, "codes": 16},
     "IlsConfig": {"supervised_layers": (1,)},
+    "UniSpeechSatConfig": {"utterance_layer": 1, "codes": 8, "instances": 20},
     "Wav2vec2Config": {"codes": 8, "negatives": 10, "quantiser_dropout": 0.0},
 }
 """Config class name -> further arguments for a small one."""
-WHOLE_BATCH: set[str] = set()
+WHOLE_BATCH: set[str] = {"UniSpeechSatConfig"}
 """Objectives whose loss of a batch is by design no sum over utterances (in-batch negatives)."""
 
 
