@@ -140,11 +140,12 @@ class Arena:
         """Where an array that `new` returned since the last `reset` lies."""
         return self._pieces[id(array)][1]
 
-    def write(self, data: bytes) -> tuple[int, int, int]:
-        """Store bytes; returns their chunk, offset and size."""
-        chunk, offset = self._take(len(data))
-        self._maps[chunk][offset : offset + len(data)] = data
-        return chunk, offset, len(data)
+    def write(self, integers: np.ndarray) -> tuple[int, int, tuple[int, ...]]:
+        """Store int64 of any shape; returns their chunk, offset and shape."""
+        chunk, offset = self._take(integers.nbytes)
+        place = np.ndarray(integers.shape, np.int64, buffer=self._maps[chunk], offset=offset)
+        place[...] = integers
+        return chunk, offset, integers.shape
 
 
 class ArenaView:
@@ -166,5 +167,7 @@ class ArenaView:
         shape = (piece.rows, piece.samples)
         return np.ndarray(shape, np.float32, buffer=self._maps[piece.chunk], offset=piece.offset)
 
-    def read(self, chunk: int, offset: int, size: int) -> bytes:
-        return self._maps[chunk][offset : offset + size]
+    def integers(self, place: tuple[int, int, tuple[int, ...]]) -> np.ndarray:
+        """A copy of what `Arena.write` stored."""
+        chunk, offset, shape = place
+        return np.ndarray(shape, np.int64, buffer=self._maps[chunk], offset=offset).copy()

@@ -72,13 +72,13 @@ class Draft:
     """A batch before it becomes tensors; `finish` makes them.
 
     wave: (B, L) float32, zero behind each length. touched: rows that mixing changes. mixed:
-    (R, L), what becomes of those rows. On the way between processes wave and mixed are replaced
-    by where they lie in shared memory.
+    (R, L), what becomes of those rows. On the way between processes wave, mixed and targets are
+    replaced by where they lie in shared memory.
     """
 
     wave: Any
     lengths: list[int]
-    targets: dict[str, np.ndarray]
+    targets: dict[str, Any]
     seeds: list[int]
     ids: tuple[str, ...]
     has_mixed: bool

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import pickle
 import signal
 import traceback
 from collections import deque
@@ -21,7 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from speechssl.data.buffers import Arena, ArenaView, SharedFile
-from speechssl.data.collate import Collator, Reading, Result, Task, finish
+from speechssl.data.collate import Collator, Result, Task, finish
 
 _LOOK_FOR_PARENT_SECONDS = 5.0
 
@@ -97,13 +96,13 @@ class _Worker:
             raise kind(text)
         view = self._views[self._received % len(self._views)]
         self._received += 1
-        sizes, place = message
+        sizes, reading = message
         view.grow(sizes)
-        reading: Reading = pickle.loads(view.read(*place))
         for draft in reading.drafts:
             if draft is not None:
                 draft.wave = view.array(draft.wave)
                 draft.mixed = view.array(draft.mixed) if draft.touched else None
+                draft.targets = {k: view.integers(p) for k, p in draft.targets.items()}
         return finish(reading, self._pool.new, copy=True)
 
     def _died(self) -> RuntimeError:
@@ -157,7 +156,10 @@ def _serve(
 
 
 def _read(collator: Collator, task: Task, arena: Arena) -> tuple[bool, Any]:
-    """(False, where the pickled reading lies), or (True, the kind and text of an error)."""
+    """(False, (sizes of the file's chunks, reading)), or (True, (kind, text) of an error).
+
+    All arrays are left in the arena: a message is so small that sending it never waits.
+    """
     try:
         arena.reset()
         reading = collator.read(task, arena.new)
@@ -165,8 +167,8 @@ def _read(collator: Collator, task: Task, arena: Arena) -> tuple[bool, Any]:
             if draft is not None:
                 draft.wave = arena.piece(draft.wave)
                 draft.mixed = arena.piece(draft.mixed) if draft.touched else None
-        place = arena.write(pickle.dumps(reading, protocol=5))
-        return False, (tuple(arena.sizes), place)
+                draft.targets = {k: arena.write(a) for k, a in draft.targets.items()}
+        return False, (tuple(arena.sizes), reading)
     except ValueError as error:
         return True, (ValueError, f"{error} (in a reading process)")
     except Exception:

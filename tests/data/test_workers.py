@@ -129,12 +129,13 @@ def test_an_arena_grows_to_the_largest_task_and_then_no_more() -> None:
             arrays = [arena.new(rows, samples) for _ in range(3)]
             for i, array in enumerate(arrays):
                 array[:] = turn + 10 * i + samples
-            place = arena.write(b"x" * (1000 + rows))
+            numbers = np.arange(7 * rows).reshape(rows, 7)
+            place = arena.write(numbers)
             view.grow(arena.sizes)
             for i, array in enumerate(arrays):
                 seen = view.array(arena.piece(array))
                 assert seen.shape == (rows, samples) and (seen == turn + 10 * i + samples).all()
-            assert view.read(*place) == b"x" * (1000 + rows)
+            assert np.array_equal(view.integers(place), numbers)
         grown.append(sum(arena.sizes))
     assert grown[0] == grown[1] == grown[2] < 2 * 4 * 3 * 4 * 400_000
     file.close()
