@@ -4,8 +4,8 @@ Source: Chiu et al. 2022, "Self-supervised Learning with Random-projection Quant
 Recognition", section 3; Zhang et al. 2023 (USM), section 3.2, for several codebooks.
 
 Differs:
-- Masked frames become the encoder's learnt mask vector; the paper replaces the filterbank's by
-  noise.
+- By default masked frames become the encoder's learnt mask vector, which any encoder has; the
+  paper's noise in place of filterbank frames is `mask_with: noise`.
 - Filterbank features are normalised per utterance over valid frames, always: without that nearly
   all frames take the same codes.
 
@@ -16,17 +16,23 @@ frames, C codebooks, V codes of each, P projected width, D encoder width.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.config import EncoderConfig, ObjectiveConfig
-from speechssl.contract import Batch, Loss, Objective, padding_mask
+from speechssl.contract import Batch, EncoderOutput, Loss, Objective, padding_mask
 from speechssl.nn import collapse
+from speechssl.nn.altered_mel import altered_mel
+from speechssl.nn.draws import random_normal
 from speechssl.nn.frame_masks import masked_frames
 from speechssl.nn.log_mel import SHIFT_SAMPLES, WINDOW_SAMPLES, LogMel, normalise_frames
 from speechssl.nn.update_sums import UpdateSums
+
+_NOISE = 41
+"""Stream of an utterance's seed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,11 @@ class BestRQConfig(ObjectiveConfig):
     """Width in which features are compared with codes."""
     mel_bins: int = 80
     """Bins of the filterbank that is quantised."""
+    mask_with: Literal["vector", "noise"] = "vector"
+    """vector: the encoder's mask vector; noise: normal noise on the filterbank frames that a
+    log-mel encoder reads, as published."""
+    noise_deviation: float = 0.1
+    """Deviation of that noise."""
     mask_probability: float = 0.4
     """Span starts per frame times the span: 0.4 masks about a third of the frames."""
     mask_span: int = 10
@@ -100,6 +111,8 @@ class BestRQ(Objective):
             self.stack * config.mel_bins, config.codebooks, config.codes, config.code_dim
         )
         self.head = nn.Linear(self.encoder.dim, config.codebooks * config.codes)
+        if config.mask_with == "noise":
+            cast(Any, self.encoder).mask_emb.requires_grad_(False)
         self.sums = UpdateSums(codes=(config.codebooks, config.codes))
 
     def forward(self, batch: Batch) -> Loss:
@@ -112,7 +125,7 @@ class BestRQ(Objective):
             min_spans=config.mask_min_spans,
         )
         codes_NC = self.quantiser(self.features(batch, mask.shape[1])[mask])
-        out = self.encoder(batch.wave, batch.wave_lengths, mask=mask, layers=[-1])
+        out = self.encode(batch, mask)
         logits = self.head(out.last[mask]).float().unflatten(-1, (-1, config.codes))  # (N, C, V)
         total = F.cross_entropy(logits.flatten(0, 1), codes_NC.flatten(), reduction="sum")
         total = total / config.codebooks
@@ -128,6 +141,20 @@ class BestRQ(Objective):
             "masked_fraction": (count, valid.sum()),
         }
         return Loss(total, count, logs)
+
+    def encode(self, batch: Batch, mask: Tensor) -> EncoderOutput:
+        """The last layer of the masked batch."""
+        wave, lengths, config = batch.wave, batch.wave_lengths, self.config
+        if config.mask_with == "vector":
+            return self.encoder(wave, lengths, mask=mask, layers=[-1])
+
+        def alter(x: Tensor) -> Tensor:
+            noise = random_normal(batch.seeds.to(x.device), _NOISE, *x.shape[1:])
+            hidden = mask.repeat_interleave(self.stack, 1)[:, : x.shape[1], None]
+            return torch.where(hidden, config.noise_deviation * noise, x)
+
+        with altered_mel(self.encoder, alter):
+            return self.encoder(wave, lengths, layers=[-1])
 
     @torch.no_grad()
     def features(self, batch: Batch, frames: int) -> Tensor:

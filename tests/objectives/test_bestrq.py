@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import one
 from kinds import batch_for, build
 
 from speechssl.nn.collapse import Collapsed
@@ -89,6 +90,26 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_codebooks() -> None:
             for book, code in enumerate(row):
                 expected -= logits[n, book].log_softmax(-1)[code].item() / 3
     assert model(batch).total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_noise_takes_the_place_of_masked_filterbank_frames_and_nothing_else() -> None:
+    model = objective(mask_with="noise").eval()
+    batch = batch_for(model)
+    c = model.config
+    mask, _ = masked_frames(model.encoder, batch, probability=c.mask_probability,
+                            span=c.mask_span, min_spans=c.mask_min_spans)  # fmt: skip
+    seen = []
+    first = model.encoder.front.layers[0]
+    first.register_forward_hook(lambda _m, x, _y: seen.append(x[0]))
+    model.encode(batch, mask)
+    model.encode(batch, torch.zeros_like(mask))
+    hidden = mask.repeat_interleave(2, 1)[:, : seen[0].shape[1]]
+    assert torch.equal(seen[0][~hidden], seen[1][~hidden])
+    noise = seen[0][hidden]
+    assert noise.mean().abs() < 0.01 and noise.std().item() == pytest.approx(0.1, rel=0.05)
+    whole = model(batch).total.item()
+    parts = sum(model(one(batch, i)).total.item() for i in range(len(batch)))
+    assert whole == pytest.approx(parts, rel=1e-5)
 
 
 def test_the_detector_fires_on_constant_audio_and_stays_quiet_otherwise() -> None:
