@@ -1,31 +1,42 @@
-"""`speechssl export`: turn a checkpoint into the files that `speechssl.load` opens."""
+"""`speechssl export`: a checkpoint or a public model as files for here or for other libraries."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+import tempfile
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from speechssl.config import parse
 
-DESCRIPTION = """Write model.safetensors and model.json of a checkpoint.
+DESCRIPTION = """Write a checkpoint or a public model as files that other programs open.
 
-Training does this itself at its end; export serves runs that were stopped, other checkpoints of
-a run, and other forms."""
+Training writes model.safetensors and model.json itself at its end; export serves runs that were
+stopped, other checkpoints of a run, models of other libraries, and other forms."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    checkpoint: str
+    checkpoint: str | None = None
     """Folder of a run (exp/x), or one of its checkpoints (exp/x/checkpoints/step_N)."""
+    model: str | None = None
+    """Instead of a checkpoint: any model that opens here, such as fairseq's .pt."""
     output: str | None = None
     """Where to write; default: the run's folder."""
     which: Literal["last", "best"] = "last"
     """Of a run's folder: its newest checkpoint, or that of its best validation."""
-    form: Literal["speechssl", "transformers"] = "speechssl"
-    """transformers: a folder that its HubertModel or WavLMModel opens; encoders only."""
+    form: Literal["speechssl", "transformers", "torchaudio", "onnx", "torch"] = "speechssl"
+    """transformers: a folder that AutoModel or AutoModelForCTC opens; torchaudio: a state dict with
+    its settings beside; onnx, torch (torch.export's .pt2): graphs with open time axis."""
+    layers: list[int] | None = None
+    """Layers that a graph gives, as '[6,9]'; default the last."""
+    parity: bool = False
+    """Also print how far every layer is from transformers' (which must be installed)."""
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.model is None):
+            raise ValueError("checkpoint, model: want one of them")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,13 +50,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: ExportConfig) -> str:
-    """Export, and return the folder written to."""
+    """Export, and return what was written."""
+    if config.checkpoint is not None and config.form == "speechssl" and not config.parity:
+        return _from_checkpoint(config, config.output)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = config.model
+        if source is None:
+            source = _from_checkpoint(config, scratch)
+        return _from_model(config, source)
+
+
+def _from_checkpoint(config: ExportConfig, output: str | None) -> str:
+    """Write model.safetensors and model.json of a checkpoint; returns their folder."""
     import yaml
 
     from speechssl.train import checkpoint
     from speechssl.train.folder import export, versions
 
-    path = Path(config.checkpoint)
+    path = Path(str(config.checkpoint))
     if not (path / "state.json").is_file():
         path = checkpoint.find(path / "checkpoints", config.which)
     folder = path.parent.parent
@@ -53,28 +75,62 @@ def run(config: ExportConfig) -> str:
     origin = versions() | {"step": step}
     if (folder / "config.yaml").is_file():
         origin["config"] = yaml.safe_load((folder / "config.yaml").read_text())
-    state = checkpoint.read_weights(path)
-    if config.form == "transformers":
-        return _to_transformers(folder, config.output, state)
-    output = config.output or str(folder)
-    export(folder, output, state, origin)
+    output = output or str(folder)
+    export(folder, output, checkpoint.read_weights(path), origin)
     return output
 
 
-def _to_transformers(folder: Path, output: str | None, state: Mapping[str, Any]) -> str:
-    from speechssl.hub.transformers_format import write_transformers
-    from speechssl.train.folder import read_architecture
+def _from_model(config: ExportConfig, source: str) -> str:
+    from speechssl import load
+    from speechssl.hub.export import write
 
+    output = config.output
     if output is None:
-        raise ValueError(
-            "output: found none, want a folder of its own for --form transformers, whose files "
-            "have the names of ours"
-        )
-    encoder = read_architecture(folder)[0]
-    prefix = "encoder."
-    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    write_transformers(output, cast(Any, encoder), weights)
+        if config.form != "speechssl" or config.checkpoint is None:
+            raise ValueError(
+                f"output: found none, want a place of its own for --form {config.form}"
+            )
+        output = str(Path(str(config.checkpoint)))
+    model = load(source)
+    if config.parity:
+        from speechssl.hub.parity import parity_report
+
+        report = parity_report(model)
+        print(report)
+        if not report.passed:
+            raise ValueError("parity: the layers differ from the reference's; nothing was written")
+    if config.form != "speechssl":
+        return str(write(model, output, config.form, layers=config.layers))
+    if config.checkpoint is not None:
+        return _from_checkpoint(config, config.output)
+    _write_own(model, output)
     return output
+
+
+def _write_own(model: Any, output: str) -> None:
+    """A public model as one of ours; its blank becomes id 0."""
+    import torch
+
+    from speechssl.data.text import BLANK, Tokenizer
+    from speechssl.heads.asr_ctc import CtcConfig
+    from speechssl.hub.export import ctc_tensors
+    from speechssl.model_file import save_model
+
+    encoder = model.encoder
+    ctc = ctc_tensors(model)
+    head: dict[str, Any] = {}
+    if ctc is not None:
+        order = [ctc.blank, *(i for i in range(len(ctc.bias)) if i != ctc.blank)]
+        built = CtcConfig(vocab_size=len(order)).build(encoder)
+        state = {k: v for k, v in built.state_dict().items() if not k.startswith("encoder.")}
+        state |= {"output.weight": ctc.weight[torch.tensor(order)].clone()}
+        state |= {"output.bias": ctc.bias[torch.tensor(order)].clone()}
+        head = {"head_config": built.config, "head_state": state}
+        if ctc.vocabulary is not None:
+            names = {i: " " if s == "|" else s for s, i in ctc.vocabulary.items()}
+            symbols = (BLANK, *(names.get(i, f"<{i}>") for i in order[1:]))
+            head["tokenizer"] = Tokenizer(kind="letters", symbols=symbols).to_dict()
+    save_model(output, encoder.config, encoder.state_dict(), provenance=model.provenance, **head)
 
 
 if __name__ == "__main__":

@@ -65,17 +65,22 @@ def load(
 
 def _own(folder: Path) -> Model:
     opened = open_model(folder)
-    decode = None
+    decode = vocabulary = None
     if opened.tokenizer is not None:
-        from speechssl.data.text import Tokenizer
+        from speechssl.data.text import BLANK, Tokenizer
 
-        decode = Tokenizer.from_dict(opened.tokenizer).decode
+        tokenizer = Tokenizer.from_dict(opened.tokenizer)
+        decode = tokenizer.decode
+        if tokenizer.kind == "letters":
+            public = {BLANK: "<pad>", " ": "|"}
+            vocabulary = {public.get(s, s): i for i, s in enumerate(tokenizer.symbols)}
     return Model(
         opened.encoder,
         name=str(folder),
         head=opened.head,
         log_probs=getattr(opened.head, "log_probs", None),
         decode=decode,
+        vocabulary=vocabulary,
         provenance=opened.provenance,
     )
 
@@ -122,6 +127,7 @@ def _public(
         log_probs=None if head is None else head.log_probs,
         decode=None if ctc is None or ctc.vocabulary is None else _speller(ctc.vocabulary),
         blank=0 if ctc is None else ctc.blank,
+        vocabulary=None if ctc is None else ctc.vocabulary,
         provenance={"format": kind, "source": str(source)},
     )
 

@@ -24,6 +24,7 @@ class Model:
 
     encoder: the module itself, for those who want gradients.
     log_probs, decode: of a recogniser, else None; id 0 is the CTC blank unless `blank` says else.
+    vocabulary: of a recogniser by letters, symbol -> id, "|" between words.
     provenance: what is known of the model's origin.
     """
 
@@ -36,6 +37,7 @@ class Model:
         log_probs: LogProbs | None = None,
         decode: Decode | None = None,
         blank: int = 0,
+        vocabulary: Mapping[str, int] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.encoder = encoder.eval()
@@ -43,6 +45,7 @@ class Model:
         self.name = name
         self.provenance = dict(provenance or {})
         self.blank = blank
+        self.vocabulary = vocabulary
         self._log_probs = log_probs
         self._decode = decode
         self._autocast: torch.dtype | None = None

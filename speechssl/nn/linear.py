@@ -26,12 +26,13 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 
 
 def _fast(x: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # the compiler chooses for itself; sizes may be symbols
+        return False
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= SMALLEST_PRODUCT
         and HAS_ONEDNN
-        and not torch.compiler.is_compiling()  # the compiler chooses for itself
     )
 
 
