@@ -16,9 +16,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stage=1         # first stage
 stop_stage=10   # last stage
 seeds=1         # seeds of pretraining and fine-tuning, separated by blanks
-hours=1.2       # hours of synthetic speech, all splits together
+hours=1.5       # hours of synthetic speech, all splits together
 languages=en-us,es  # languages of the corpus
-labelled=0.2    # share of it that is transcribed, for fine-tuning
+speakers=240    # synthetic speakers, all splits together
+asr_language=en-us  # language of the recogniser
 exp=exp         # where results go
 data=data       # where the corpus goes
 nproc=1         # ranks for training (torchrun); 1 uses all cores by threads
@@ -27,13 +28,16 @@ source path.sh
 train() { "$root/tools/shell/launch.sh" --nproc "$nproc" -- "$@"; }
 
 stage 1 "corpus and manifests" && {
-  run $data/synth speechssl synth --output $data/synth --hours "$hours" --languages "$languages" --seed 1
+  run $data/synth speechssl synth --output $data/synth --hours "$hours" --languages "$languages" \
+    --speakers "$speakers" --snr_db 20,40 --reverb false --seed 1
   for split in train valid test; do
     run $data/check_$split speechssl check --cuts $data/synth/cuts_$split.jsonl.gz \
       --output $data/cuts_$split.jsonl.gz --report $data/check_$split.json
   done
-  run $data/subset python "$root/tools/subset_cuts.py" --cuts $data/cuts_train.jsonl.gz \
-    --fraction "$labelled" --output $data/cuts_train_labelled.jsonl.gz
+  for split in train valid test; do
+    run $data/asr_$split python "$root/tools/subset_cuts.py" --cuts $data/cuts_$split.jsonl.gz \
+      --language "$asr_language" --output $data/cuts_asr_$split.jsonl.gz
+  done
 }
 
 stage 2 "shards: not needed for a corpus that fits in the page cache" || true
@@ -71,28 +75,30 @@ for seed in $seeds; do
       --data.train "[$data/cuts_train.jsonl.gz]" --data.valid "[$data/cuts_valid.jsonl.gz]" \
       --data.labels.kmeans "$dir/km_it1/labels" --data.seed "$seed" --train.seed "$seed" \
       --output "$dir/hubert_it2"
+    run "$dir/hubert_it2/layers" speechssl cluster layers --model "$dir/hubert_it2" \
+      --cuts $data/cuts_valid.jsonl.gz --classes 100 --output "$dir/hubert_it2/layers.json"
   }
   stage 8 "fine-tune for ASR, seed $seed: pretrained, and the same model from scratch" && {
     for start in pretrained scratch; do
       init=(--config conf/scratch.yaml)
       [[ $start == pretrained ]] && init=(--init "$dir/hubert_it2")
       run "$dir/asr_$start/train" train speechssl.bin.finetune --config conf/finetune.yaml \
-        "${init[@]}" --data.train "[$data/cuts_train_labelled.jsonl.gz]" \
-        --data.valid "[$data/cuts_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
+        "${init[@]}" --data.train "[$data/cuts_asr_train.jsonl.gz]" \
+        --data.valid "[$data/cuts_asr_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
         --output "$dir/asr_$start"
     done
   }
   stage 9 "decode, seed $seed" && {
     for start in pretrained scratch; do
       run "$dir/asr_$start/decode_test" speechssl decode --model "$dir/asr_$start" \
-        --cuts $data/cuts_test.jsonl.gz --method greedy --output "$dir/asr_$start/decode_test"
+        --cuts $data/cuts_asr_test.jsonl.gz --method greedy --output "$dir/asr_$start/decode_test"
     done
   }
   stage 10 "score, seed $seed" && {
     for start in pretrained scratch; do
       run "$dir/asr_$start/score" speechssl score --decode "$dir/asr_$start/decode_test"
     done
-    run "$dir/report" speechssl report "$dir/hubert_it1" "$dir/hubert_it2" "$dir/asr_pretrained" \
+    run "$dir/report" speechssl report $exp/km_mfcc "$dir/km_it1" "$dir/hubert_it1" "$dir/hubert_it2" "$dir/asr_pretrained" \
       "$dir/asr_scratch" --output "$dir/report.html"
   }
 done

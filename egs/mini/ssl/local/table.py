@@ -16,11 +16,13 @@ def read(path: Path) -> dict:
 
 
 def last_logged(folder: Path, name: str) -> float | None:
-    """The newest value of `name` in an experiment's metrics."""
+    """The newest validation value of `name` in an experiment's metrics."""
     value = None
     path = folder / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.is_file() else ():
-        value = json.loads(line).get(name, value)
+        row = json.loads(line)
+        if row.get("split") == "valid":
+            value = row.get(name, value)
     return value
 
 
@@ -28,8 +30,8 @@ def row(exp: Path, seed: Path) -> dict[str, float | None]:
     return {
         "PNMI, MFCC": read(exp / "km_mfcc/quality.json").get("pnmi"),
         "PNMI, learned": read(seed / "km_it1/quality.json").get("pnmi"),
-        "masked accuracy, it. 1": last_logged(seed / "hubert_it1", "valid/masked_accuracy"),
-        "masked accuracy, it. 2": last_logged(seed / "hubert_it2", "valid/masked_accuracy"),
+        "masked accuracy, it. 1": last_logged(seed / "hubert_it1", "masked_accuracy"),
+        "masked accuracy, it. 2": last_logged(seed / "hubert_it2", "masked_accuracy"),
         "WER pretrained": read(seed / "asr_pretrained/decode_test/results.json").get("wer"),
         "WER scratch": read(seed / "asr_scratch/decode_test/results.json").get("wer"),
     }
