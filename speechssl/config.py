@@ -106,13 +106,19 @@ def parse(
         raise SystemExit(2) from None
 
 
+def _holds_list(hint: Any) -> bool:
+    if typing.get_origin(hint) in (list, tuple):
+        return True
+    return type(None) in typing.get_args(hint) and any(map(_holds_list, typing.get_args(hint)))
+
+
 def _forgive(parser: ArgumentParser, words: list[str]) -> list[str]:
     """Take dashes in names of options, and lists without brackets: `--layers 6,9`."""
     lists = {
         name
         for action in parser._actions
         for name in action.option_strings
-        if typing.get_origin(getattr(action, "_typehint", None)) in (list, tuple)
+        if _holds_list(getattr(action, "_typehint", None))
     }
 
     def bracket(value: str) -> str:

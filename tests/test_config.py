@@ -29,6 +29,7 @@ class Options:
     layers: list[int] = dataclasses.field(default_factory=list)
     files: list[str] = dataclasses.field(default_factory=list)
     sample_frames: int = 1
+    some: list[int] | None = None
 
 
 def test_the_last_of_files_and_options_wins(tmp_path: Path) -> None:
@@ -43,6 +44,7 @@ def test_the_last_of_files_and_options_wins(tmp_path: Path) -> None:
 def test_a_list_needs_no_brackets(words: list[str]) -> None:
     assert parse(Options, words).layers == [6, 9]
     assert parse(Options, ["--files", "a.jsonl.gz"]).files == ["a.jsonl.gz"]
+    assert parse(Options, ["--some", "2,-1"]).some == [2, -1]
 
 
 def test_a_name_may_be_written_with_dashes() -> None:
