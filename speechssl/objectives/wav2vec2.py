@@ -32,7 +32,7 @@ from speechssl.nn.draws import random_gumbel
 from speechssl.nn.frame_masks import masked_frames, pack
 from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser
 from speechssl.nn.update_sums import UpdateSums
-from speechssl.objectives.hubert import feature_penalty
+from speechssl.objectives.hubert import Logs, feature_penalty
 
 _NOISE, _NEGATIVES = 11, 12
 """Streams of an utterance's seed."""
@@ -86,6 +86,7 @@ class Wav2vec2(Objective):
         super().__init__()
         self.config = config
         self.encoder = config.encoder.build()
+        self.context_layer = self.encoder.num_layers
         channels = cast(Any, self.encoder).front_norm.normalized_shape[0]
         width, groups, codes = config.final_dim, config.groups, config.codes
         self.quantiser = GumbelQuantiser(channels, groups, codes, width)
@@ -103,11 +104,12 @@ class Wav2vec2(Objective):
             span=config.mask_span,
             min_spans=config.mask_min_spans,
         )
-        out = self.encoder(batch.wave, batch.wave_lengths, mask=mask, layers=[-1])
+        layers = sorted({self.context_layer, self.encoder.num_layers})
+        out = self.encoder(batch.wave, batch.wave_lengths, mask=mask, layers=layers)
         # The quantiser reads what is behind the mask, through the norm that the encoder shares.
         features_BMC, packed = pack(cast(Any, self.encoder).front_norm(out.front), mask)
         target_BMF, codes_BMG, p_NGV = self.targets(features_BMC, packed, batch)
-        context_BMF = self.project_context(pack(out.last, mask)[0])
+        context_BMF = self.project_context(pack(out.layer(self.context_layer), mask)[0])
         counts, count = mask.sum(1), mask.sum()
         negatives = draw_negatives(
             counts, batch.seeds, config.negatives, packed.shape[1], _NEGATIVES
@@ -120,7 +122,7 @@ class Wav2vec2(Objective):
         used = F.one_hot(codes_BMG[packed], config.codes).sum(0)
         if not batch.filler:
             self.sums.add(probabilities=p_NGV.sum(0), codes=used, count=count)
-        logs = {
+        logs: Logs = {
             "contrast_nats": (contrast.detach(), count),
             "contrast_accuracy": (hits, count),
             "diversity": (diversity.detach(), count),
@@ -132,7 +134,13 @@ class Wav2vec2(Objective):
             penalty = feature_penalty(out.front, valid, counts)
             total = total + config.feature_penalty * penalty
             logs["feature_penalty"] = (penalty.detach(), count)
+        if self.context_layer < self.encoder.num_layers:
+            total = total + self.upper_terms(out.last[mask], codes_BMG[packed], logs)
         return Loss(total, count, logs)
+
+    def upper_terms(self, x_ND: Tensor, codes_NG: Tensor, logs: Logs) -> Tensor:
+        """What variants whose context is no last layer make of it: a sum of the same count."""
+        raise NotImplementedError
 
     def targets(self, x_BMC: Tensor, packed: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """(B, M, F) projected codewords, (B, M, G) codes, (N, G, V) probabilities."""

@@ -44,9 +44,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "DinoSRConfig": {"target_layers": 2, "codes": 16},
     "IlsConfig": {"supervised_layers": (1,)},
     "UniSpeechSatConfig": {"utterance_layer": 1, "codes": 8, "instances": 20},
+    "W2vBertConfig": {
+        "contrastive_layer": 1,
+        "codes": 8,
+        "negatives": 10,
+        "quantiser_dropout": 0.0,
+    },
     "Wav2vec2Config": {"codes": 8, "negatives": 10, "quantiser_dropout": 0.0},
 }
 """Config class name -> further arguments for a small one."""
+FIXED_DEPTH: set[str] = {"W2vBertConfig"}
+"""Objectives that refuse an encoder that drops layers."""
 WHOLE_BATCH: set[str] = {"UniSpeechSatConfig"}
 """Objectives whose loss of a batch is by design no sum over utterances (in-batch negatives)."""
 

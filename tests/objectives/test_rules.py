@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import one
-from kinds import WHOLE_BATCH, batch_for, build, every, trainer
+from kinds import FIXED_DEPTH, WHOLE_BATCH, batch_for, build, every, trainer
 from ranks import STEPS
 from safetensors.torch import load_file
 
@@ -94,7 +94,7 @@ def test_validation_changes_no_state(kind: Any) -> None:
 
 @every
 def test_a_resumed_run_is_bit_equal_to_one_never_stopped(kind: Any, tmp_path: Path) -> None:
-    dropping = {"dropout": 0.1, "layerdrop": 0.2}
+    dropping = {"dropout": 0.1, "layerdrop": 0.0 if kind.__name__ in FIXED_DEPTH else 0.2}
     trainer(kind, tmp_path / "whole", encoder=dropping, steps=4).fit()
     for steps in (2, 4):
         trainer(kind, tmp_path / "stopped", encoder=dropping, steps=steps).fit()

@@ -81,6 +81,8 @@ def test_the_detector_fires_when_all_frames_take_one_code_and_stays_quiet_otherw
 class _Fixed(torch.nn.Module):
     """An encoder whose output is given."""
 
+    num_layers = ENCODER.layers
+
     def __init__(self, encoder: Any, front_norm: Any, front: Any, hidden: Any) -> None:
         super().__init__()
         self.frame_lengths = encoder.frame_lengths
@@ -88,7 +90,7 @@ class _Fixed(torch.nn.Module):
 
     def forward(self, wave, wave_lengths, *, mask=None, layers=None) -> EncoderOutput:
         lengths = self.frame_lengths(wave_lengths)
-        return EncoderOutput((self.hidden,), (1,), lengths, 50.0, self.front)
+        return EncoderOutput((self.hidden,), (ENCODER.layers,), lengths, 50.0, self.front)
 
 
 def test_the_loss_equals_that_of_transformers_on_random_weights() -> None:
