@@ -14,8 +14,9 @@ from speechssl.config import parse
 DESCRIPTION = """Write frame features of chosen layers, for any audio.
 
 One .npy (frames, width) per utterance and layer, and index.jsonl. Frame t is computed from samples
-[320 t, 320 t + 400) at 16 kHz. Run again with the same output, it continues. Audio that cannot be
-read, or is shorter than a frame, is left out and listed in skipped.txt."""
+[320 t, 320 t + 400) at 16 kHz. Run again with the same output, it continues; started by torchrun,
+its processes share the work. Audio that cannot be read, or is shorter than a frame, is left out and
+listed in skipped.txt. Hours of one recording need no more memory than minutes."""
 
 
 # No TYPE_CHECKING imports in this file: jsonargparse runs them, and --help would load torch.
@@ -72,30 +73,53 @@ def run(options: ExtractOptions) -> int:
     import torch
 
     from speechssl import dist, load
-    from speechssl.hub.store import FeatureWriter, write_hdf5
+    from speechssl.hub.store import merge_index, write_hdf5
 
+    device = dist.init(options.device)
     items = _items(options)
-    model = load(options.model, dist.init(options.device))
+    model = load(options.model, device)
     model.to(dtype=torch.bfloat16 if options.bf16 else torch.float32)
-    writer = FeatureWriter(options.output, _meta(options, model), options.dtype)
+    writer = _writer(options, model)
     before = len(writer.done)
-    if before:
+    if before and dist.is_main():
         print(f"{before} of {len(items)} are there already")
     faults: dict[str, str] = {}
     start = time.perf_counter()
     seconds, frames = _extract(options, model, items, writer, faults)
     passed = time.perf_counter() - start
-    _list_skipped(Path(options.output), faults)
+    count = len(writer.done) - before
+    totals = dist.gather_objects((seconds, frames, count, passed, faults))
+    if not dist.is_main():
+        return 0
+    seconds, frames, count = (sum(t[i] for t in totals) for i in range(3))
+    passed = max(t[3] for t in totals)
+    merge_index(options.output)
+    _list_skipped(Path(options.output), {k: v for t in totals for k, v in t[4].items()})
     if options.format == "hdf5":
         print(f"{write_hdf5(options.output, Path(options.output) / 'features.h5')} in features.h5")
-    count = len(writer.done) - before
     print(
         f"{count} utterances, {seconds:.1f} s of audio, {frames} frames per layer, "
         f"{len(model.resolve_layers(options.layers))} layers -> {options.output}"
     )
     if seconds:
         print(f"{passed:.1f} s: {seconds / passed:.1f} times real time, RTF {passed / seconds:.4f}")
-    return 0 if writer.done else 1
+    return 0 if before + count else 1
+
+
+def _writer(options: ExtractOptions, model: Any) -> Any:
+    """This rank's writer; the first rank settles what the folder holds before the others look."""
+    from speechssl import dist
+    from speechssl.hub.store import FeatureWriter
+
+    part = dist.rank() if dist.world_size() > 1 else None
+    writer = None
+    if dist.is_main():
+        writer = FeatureWriter(options.output, _meta(options, model), options.dtype, part)
+    dist.barrier()
+    if writer is None:
+        writer = FeatureWriter(options.output, _meta(options, model), options.dtype, part)
+    dist.barrier()  # nobody writes before all know what is done
+    return writer
 
 
 def _items(options: ExtractOptions) -> Any:
@@ -140,6 +164,8 @@ def _extract(
         chunk_seconds=options.chunk_seconds,
         overlap_seconds=options.overlap_seconds,
         readers=options.readers,
+        # A kill then loses no more than the open batch.
+        in_order=False,
     )
     with Ticker(items, len(writer.done)) as ticker:
         for features in stream:
@@ -151,8 +177,11 @@ def _extract(
 
 
 def _pending(items: Iterable[Any], done: set[str]) -> Iterator[Any]:
-    for item in items:
-        if item.id not in done:
+    """This rank's share of what is not done."""
+    from speechssl import dist
+
+    for number, item in enumerate(items):
+        if number % dist.world_size() == dist.rank() and item.id not in done:
             yield item
 
 

@@ -2,13 +2,14 @@
 
 Accepted items: a path; an array or tensor with its sample rate; a pair (array, rate); an
 `AudioItem`, which reads itself when its turn comes. Integer samples are scaled to [-1, 1),
-channels are averaged, other rates are resampled (soxr, high quality).
+channels are averaged, other rates are resampled (soxr, high quality). A Lhotse cut is taken too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +21,9 @@ Wave: TypeAlias = np.ndarray
 """(L,) float32, mono, at the encoder's sample rate."""
 
 MAX_CHANNELS = 32
+LONG_SECONDS = 300
+"""Longer files are never held in memory: they are read and resampled by blocks, onto disk."""
+BLOCK = 2**20
 AUDIO_ENDINGS = frozenset(
     {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf"}
 )
@@ -51,12 +55,15 @@ def to_wave(samples: Any, sample_rate: int, *, want_rate: int, name: str = "audi
     x = _mono(x, name)
     if x.size == 0:
         raise ValueError(f"{name}: found no samples, want at least one")
-    if not np.isfinite(x).all():
+    if not all(np.isfinite(x[i : i + BLOCK]).all() for i in range(0, len(x), BLOCK)):
         raise ValueError(f"{name}: found NaN or infinite samples, want finite ones")
     if rate != want_rate:
         import soxr
 
-        x = soxr.resample(x, rate, want_rate, quality="HQ")
+        if isinstance(x, np.memmap):
+            x = _resample_long(x, rate, want_rate)
+        else:
+            x = soxr.resample(x, rate, want_rate, quality="HQ")
     return np.ascontiguousarray(x, dtype=np.float32)
 
 
@@ -75,6 +82,8 @@ def _as_float(x: np.ndarray, name: str) -> np.ndarray:
 def _mono(x: np.ndarray, name: str) -> np.ndarray:
     if x.ndim == 1:
         return x
+    if x.ndim == 2 and x.shape[1] == 1:
+        return x[:, 0]
     if x.ndim != 2:
         raise ValueError(
             f"{name}: found an array of shape {x.shape}, want (samples,), (channels, samples) or "
@@ -100,13 +109,48 @@ def read_file(path: str | Path) -> tuple[np.ndarray, int]:
     if not path.is_file():
         raise ValueError(f"{path}: found no such file")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            if file.frames > LONG_SECONDS * rate:
+                samples = _read_long(file)[:, None]
+            else:
+                samples = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         size = path.stat().st_size
         raise ValueError(
             f"{path}: cannot be decoded ({size} bytes): {str(error).strip()}"
         ) from None
     return samples, rate
+
+
+def _read_long(file: Any) -> np.ndarray:
+    """(L,) channel mean of an opened file, on disk."""
+    found = on_disk((file.frames,))
+    start = 0
+    for block in file.blocks(BLOCK, dtype="float32", always_2d=True):
+        found[start : start + len(block)] = block.mean(axis=1)
+        start += len(block)
+    return found[:start]
+
+
+def _resample_long(x: np.ndarray, rate: int, want_rate: int) -> np.ndarray:
+    """As `soxr.resample`, block by block onto disk."""
+    import soxr
+
+    found = on_disk((len(x) * want_rate // rate + 1024,))
+    stream = soxr.ResampleStream(rate, want_rate, 1, dtype="float32", quality="HQ")
+    count = 0
+    for start in range(0, len(x), BLOCK):
+        part = stream.resample_chunk(x[start : start + BLOCK], last=start + BLOCK >= len(x))
+        found[count : count + len(part)] = part
+        count += len(part)
+    return found[:count]
+
+
+def on_disk(shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array in a temporary file without a name, which goes when the array goes."""
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)
 
 
 def as_item(item: Any, number: int, sample_rate: int | None) -> AudioItem:
@@ -116,14 +160,16 @@ def as_item(item: Any, number: int, sample_rate: int | None) -> AudioItem:
     if isinstance(item, str | os.PathLike):
         path = Path(item)
         return AudioItem(str(path), lambda: read_file(path))
+    if hasattr(item, "load_audio") and hasattr(item, "sampling_rate"):
+        return AudioItem(str(item.id), lambda: (item.load_audio(), item.sampling_rate))
     if _is_pair(item):
         array, rate = item
     elif isinstance(item, np.ndarray | torch.Tensor):
         array, rate = item, sample_rate
     else:
         raise ValueError(
-            f"item {number}: found {type(item).__name__}, want a path, an array or tensor, or a "
-            "pair (array, sample rate)"
+            f"item {number}: found {type(item).__name__}, want a path, an array or tensor, a "
+            "pair (array, sample rate), or a cut"
         )
     if rate is None:
         raise ValueError(
@@ -148,6 +194,7 @@ def as_items(items: Any, sample_rate: int | None) -> Iterator[AudioItem]:
     A single array of two dimensions is one recording with channels, not a batch.
     """
     one = isinstance(items, str | os.PathLike | np.ndarray | torch.Tensor | AudioItem)
+    one = one or hasattr(items, "load_audio")
     if one or _is_pair(items):
         items = [items]
     elif not isinstance(items, Iterable):

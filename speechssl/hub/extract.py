@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechssl.hub.audio import AudioItem, Wave, to_wave
+from speechssl.hub.audio import AudioItem, Wave, on_disk, to_wave
 from speechssl.hub.chunks import Geometry, Piece, batches, cut
 
 Forward = Callable[[Tensor, Tensor], Mapping[int, Tensor]]
 """(wave (B, L), lengths (B,)) -> key -> (B, T, D)."""
 OnError = Callable[[str, ValueError], None]
+LARGE_BYTES = 2**26
+"""Features of one utterance and layer above this lie on disk until they are written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Plan:
     overlap_seconds: context dropped at each inner border of such a window.
     window_seconds: audio held, with its features, to be sorted by length; bounds the memory.
     readers: threads that read and resample.
+    in_order: give results in the order of the items; else as soon as they are computed.
     """
 
     batch_seconds: float = 80.0
@@ -91,6 +94,7 @@ class Plan:
     overlap_seconds: float = 4.0
     window_seconds: float = 400.0
     readers: int = 2
+    in_order: bool = True
 
     def __post_init__(self) -> None:
         if self.batch_seconds <= 0 or self.window_seconds <= 0 or self.readers < 1:
@@ -207,7 +211,7 @@ def _run_window(
     ]
     results: list[dict[int, np.ndarray]] = [{} for _ in window]
     waiting = np.bincount([p.item for p in pieces], minlength=len(window))
-    done = 0
+    given: set[int] = set()
     for group in batches(pieces, round(plan.batch_seconds * rate)):
         for piece, parts in zip(group, _run_batch(window, group, forward, device), strict=True):
             total = geometry.frames(len(window[piece.item][1]))
@@ -215,16 +219,25 @@ def _run_window(
                 if piece.count == total:
                     results[piece.item][key] = part
                     continue
-                whole = results[piece.item].setdefault(
-                    key, np.empty((total, part.shape[1]), np.float32)
-                )
+                if key not in results[piece.item]:
+                    results[piece.item][key] = _room((total, part.shape[1]))
+                whole = results[piece.item][key]
                 whole[piece.first : piece.first + piece.count] = part
             waiting[piece.item] -= 1
-        while done < len(window) and waiting[done] == 0:
-            item, wave = window[done]
-            yield Result(item, results[done], len(wave))
-            results[done] = {}
-            done += 1
+        for number, (item, wave) in enumerate(window):
+            if number in given:
+                continue
+            if waiting[number] == 0:
+                yield Result(item, results[number], len(wave))
+                results[number] = {}
+                given.add(number)
+            elif plan.in_order:
+                break
+
+
+def _room(shape: tuple[int, int]) -> np.ndarray:
+    """An array for the features of a long utterance: on disk where it would fill the memory."""
+    return on_disk(shape) if 4 * shape[0] * shape[1] > LARGE_BYTES else np.empty(shape, np.float32)
 
 
 def _run_batch(

@@ -24,19 +24,27 @@ from speechssl.hub.extract import Features
 
 
 class FeatureWriter:
-    """Writes features into `folder`, continuing what an earlier run with the same `meta` began.
+    """Writes features into `folder`, continuing what earlier runs with the same `meta` began.
 
     meta: what the features depend on; kept in extract.json.
     dtype: "float32" or "float16".
+    part: the rank, where several processes write into one folder: each has an index of its own,
+        until one of them calls `merge_index`.
     Raises ValueError if the folder holds features of another `meta`.
     """
 
-    def __init__(self, folder: str | Path, meta: Mapping[str, Any], dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        meta: Mapping[str, Any],
+        dtype: str = "float32",
+        part: int | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.dtype = np.dtype(dtype)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._agree({**meta, "dtype": dtype})
-        self.index = self.folder / "index.jsonl"
+        self.index = self.folder / ("index.jsonl" if part is None else f"index.{part}.jsonl")
         _drop_torn_line(self.index)
         wanted = set(meta["layers"])
         layers: dict[str, set[int]] = {}
@@ -98,11 +106,32 @@ def file_name(name: str) -> str:
 
 
 def read_index(folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The lines of a feature folder's index."""
-    path = Path(folder) / "index.jsonl"
-    if path.is_file():
+    """The lines of a feature folder's index, and of parts of it that are not merged yet."""
+    seen: set[tuple[str, int]] = set()
+    for path in sorted(Path(folder).glob("index*.jsonl")):
         with path.open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
+            for text in lines:
+                if not text.endswith("\n"):  # another process is writing it
+                    continue
+                line = json.loads(text)
+                if (line["id"], line["layer"]) not in seen:
+                    seen.add((line["id"], line["layer"]))
+                    yield line
+
+
+def merge_index(folder: str | Path) -> None:
+    """Gather the parts that several processes wrote into index.jsonl."""
+    folder = Path(folder)
+    parts = sorted(folder.glob("index.*.jsonl"))
+    if not parts:
+        return
+    temporary = folder / "index.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        for line in read_index(folder):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(temporary, folder / "index.jsonl")
+    for part in parts:
+        part.unlink()
 
 
 def _drop_torn_line(path: Path) -> None:
