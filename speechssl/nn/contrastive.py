@@ -35,10 +35,12 @@ def info_nce(
     negatives_BMN: Tensor,
     temperature: float,
     codes_BMG: Tensor | None = None,
+    factors_BMN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum over valid frames of the cross entropy of the own target among negatives, and hits.
 
     codes_BMG: codes of the targets; a negative with the codes of the frame's own is left out.
+    factors_BMN: of the negatives' cosines; None: all 1.
     The frame of an utterance that has no other costs nothing.
     """
     with torch.autocast(context_BMF.device.type, enabled=False):
@@ -46,6 +48,8 @@ def info_nce(
         y = F.normalize(targets_BMF.float(), dim=-1)
         cosines = x @ y.transpose(1, 2) / temperature  # (B, M, M)
         negative = cosines.gather(2, negatives_BMN)
+        if factors_BMN is not None:
+            negative = negative * factors_BMN
         forbidden = (valid_BM.sum(1) < 2)[:, None, None].expand_as(negative)
         if codes_BMG is not None:
             same = (codes_BMG[:, :, None] == codes_BMG[:, None, :]).all(-1)

@@ -85,8 +85,15 @@ class Data2vec(Objective):
             min_spans=config.mask_min_spans,
         )
         out = self.encoder(batch.wave, batch.wave_lengths, mask=mask, layers=[-1])
-        y_MD = self.targets(batch, out.front, ~valid)[mask]
-        x_MD = self.head(out.last[mask]).float()
+        y_BTD = self.targets(batch, out.front, ~valid)
+        return self.regress(out.last, y_BTD, mask, valid, batch)
+
+    def regress(
+        self, x_BTD: Tensor, y_BTD: Tensor, mask: Tensor, valid: Tensor, batch: Batch
+    ) -> Loss:
+        """Distance of predictions from targets at masked frames."""
+        config = self.config
+        x_MD, y_MD = self.head(x_BTD[mask]).float(), y_BTD[mask]
         if config.smooth_l1 > 0:
             error = F.smooth_l1_loss(x_MD, y_MD, beta=config.smooth_l1, reduction="sum")
         else:

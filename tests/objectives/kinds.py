@@ -40,6 +40,7 @@ ENCODER = TransformerConfig(
 DEFAULTS: dict[str, Any] = {"encoder": ENCODER, "classes": CLASSES, "final_dim": 32}
 SMALL: dict[str, dict[str, Any]] = {
     "BestRQConfig": {"codes": 16, "codebooks": 2},
+    "Data2vecAqcConfig": {"target_layers": 2, "codes": 8, "negatives": 10, "cluster_frames": 8},
     "Data2vecConfig": {"target_layers": 2},
     "DinoSRConfig": {"target_layers": 2, "codes": 16},
     "IlsConfig": {"supervised_layers": (1,)},

@@ -3,6 +3,7 @@ and what no gradient may reach."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -79,6 +80,19 @@ def test_an_update_that_is_refused_leaves_no_trace(kind: Any) -> None:
             objective.train()
             objective(batch)
         states.append(two_updates(objective, parts=False))
+    assert_near(states[0], states[1], 0.0)
+
+
+@every
+def test_a_filler_batch_leaves_no_trace(kind: Any) -> None:
+    states = []
+    for filler in (False, True):
+        objective = build(kind).train()
+        objective(batch_for(objective))
+        if filler:
+            objective(dataclasses.replace(batch_for(objective, (0.6,)), filler=True))
+        objective.after_update(1)
+        states.append(dict(objective.state_dict()))
     assert_near(states[0], states[1], 0.0)
 
 
