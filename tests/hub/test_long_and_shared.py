@@ -1,0 +1,107 @@
+"""Long recordings lie on disk, not in memory; several processes share one folder of features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechssl import dist
+from speechssl.bin.extract import _pending
+from speechssl.encoders.transformer import TransformerConfig
+from speechssl.hub import audio, extract
+from speechssl.hub.audio import AudioItem, read_file, to_wave
+from speechssl.hub.model import Model
+from speechssl.hub.store import FeatureWriter, merge_index, read_index
+
+TINY = TransformerConfig(
+    layers=1, dim=16, ffn_dim=32, heads=2, front_dim=8, pos_conv_kernel=8, pos_conv_groups=2
+)
+
+
+def _noise(samples: int, channels: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(samples)
+    return (rng.standard_normal((samples, channels)) * 0.1).astype(np.float32)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (16000, 2), (8000, 2), (44100, 1)])
+def test_a_long_file_read_by_blocks_equals_the_whole(
+    rate: int, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, _noise(3 * rate + 77, channels), rate, subtype="FLOAT")
+    want = to_wave(*read_file(path), want_rate=16000)
+    monkeypatch.setattr(audio, "LONG_SECONDS", 1)
+    monkeypatch.setattr(audio, "BLOCK", 5000)
+    samples, found_rate = read_file(path)
+    assert isinstance(samples, np.memmap) and found_rate == rate
+    found = to_wave(samples, rate, want_rate=16000)
+    assert found.shape == want.shape
+    assert np.abs(found - want).max() < 1e-5
+
+
+def test_long_features_on_disk_equal_those_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soundfile.write(tmp_path / "a.wav", _noise(16000 * 6), 16000)
+    model = Model(TINY.build())
+    plan = {"chunk_seconds": 1.0, "overlap_seconds": 0.2}
+    want = model.extract(tmp_path / "a.wav", **plan)[0]
+    monkeypatch.setattr(audio, "LONG_SECONDS", 1)
+    monkeypatch.setattr(extract, "LARGE_BYTES", 1000)
+    found = model.extract(tmp_path / "a.wav", **plan)[0]
+    assert isinstance(found.hidden[1], np.memmap)
+    assert all(np.array_equal(found.hidden[k], want.hidden[k]) for k in want.hidden)
+
+
+def test_results_out_of_order_are_the_same_results() -> None:
+    model = Model(TINY.build())
+    waves = [(_noise(n)[:, 0], 16000) for n in (4000, 30000, 900, 16000)]
+    ordered = model.extract(waves, batch_seconds=1.0)
+    loose = model.extract(waves, batch_seconds=1.0, in_order=False)
+    assert [f.id for f in loose] == ["1", "3", "0", "2"]
+    by_id = {f.id: f for f in loose}
+    for want in ordered:
+        assert np.array_equal(by_id[want.id].hidden[1], want.hidden[1])
+
+
+def test_processes_share_the_items_and_one_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [AudioItem(str(n), lambda n=n: (_noise(2000 + n)[:, 0], 16000)) for n in range(7)]
+    model = Model(TINY.build())
+    meta = {"layers": [0, 1], "model": "x"}
+    writers = [FeatureWriter(tmp_path, meta, part=rank) for rank in range(3)]
+    monkeypatch.setattr(dist, "world_size", lambda: 3)
+    shares = []
+    for rank, writer in enumerate(writers):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        shares.append([item.id for item in _pending(items, writer.done)])
+        if rank == 2:
+            continue  # killed before it wrote anything
+        for features in model.extract_iter([i for i in items if i.id in shares[-1]]):
+            writer.add(features)
+    assert sorted(name for share in shares for name in share) == [str(n) for n in range(7)]
+    assert len({*shares[0], *shares[1], *shares[2]}) == 7
+    # Another number of processes finds what is done, merged or not.
+    done = {*shares[0], *shares[1]}
+    assert FeatureWriter(tmp_path, meta, part=0).done == done
+    merge_index(tmp_path)
+    assert [p.name for p in tmp_path.glob("index*")] == ["index.jsonl"]
+    assert FeatureWriter(tmp_path, meta).done == done
+    assert len(list(read_index(tmp_path))) == 2 * len(done)
+
+
+def test_a_cut_is_audio() -> None:
+    class Cut:
+        id = "cut-7"
+        sampling_rate = 8000
+
+        def load_audio(self) -> np.ndarray:
+            return _noise(8000).T
+
+    found = Model(TINY.build()).extract([Cut()])[0]
+    assert found.id == "cut-7" and found.num_samples == 16000
+    assert Model(TINY.build()).extract(Cut())[0].num_samples == 16000
