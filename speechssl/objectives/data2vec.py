@@ -105,8 +105,11 @@ class Data2vec(Objective):
             self.sums.add(target=target, prediction=prediction, count=count)
         logs = {
             "regression": (total.detach(), count),
-            "target_deviation": (collapse.spread(*target, count) * count, count),
-            "prediction_deviation": (collapse.spread(*prediction, count) * count, count),
+            "target_deviation": (collapse.spread(target[0], target[1], count) * count, count),
+            "prediction_deviation": (
+                collapse.spread(prediction[0], prediction[1], count) * count,
+                count,
+            ),
             "masked_fraction": (count, valid.sum()),
         }
         return Loss(total, count, logs)
@@ -129,7 +132,7 @@ class Data2vec(Objective):
         if collapse.due(step, self.config.collapse_after):
             sums = self.sums.take()
             for name in ("target", "prediction"):
-                found = collapse.spread(*sums[name], sums["count"])
+                found = collapse.spread(sums[name][0], sums[name][1], sums["count"])
                 least = getattr(self.config, f"least_{name}_deviation")
                 collapse.require(
                     f"{name} deviation", found, least, step, f"all {name}s are nearly the same"
