@@ -61,11 +61,17 @@ class ExtractOptions:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(ExtractOptions, argv, prog="speechssl extract", description=DESCRIPTION)
+    from speechssl import dist
+
     try:
-        return run(options)
+        code = run(options)
+        dist.barrier()  # a rank that leaves early would take the others' connection with it
+        return code
     except ValueError as error:
         print(f"speechssl extract: error: {error}", file=sys.stderr)
         return 2
+    finally:
+        dist.shutdown()
 
 
 def run(options: ExtractOptions) -> int:
