@@ -23,6 +23,7 @@ from torch import Tensor
 
 from speechssl import dist
 from speechssl.labels.reservoir import frame_keys
+from speechssl.nn.linear import product
 
 CHUNK_POINTS = 4096
 """Points per matrix product: keeps the (points, K) scores in cache."""
@@ -100,7 +101,7 @@ class Assigner:
     def scores(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """(n, D) any float dtype -> centred points (n, D), |c|^2 - 2 x.c (n, K); float32."""
         centred = points.to(self.device, torch.float32) - self.offset
-        return centred, torch.addmm(self.bias, centred, self.twice.T)
+        return centred, product(centred, self.twice, self.bias)
 
     def nearest(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(n, D) -> centred points, labels (n,) int64, squared distances (n,)."""

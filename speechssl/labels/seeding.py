@@ -16,6 +16,8 @@ import math
 import torch
 from torch import Tensor
 
+from speechssl.nn.linear import product
+
 CHUNK = 4096
 """Points per matrix product."""
 
@@ -79,7 +81,7 @@ def greedy_plus_plus(
 
 def _distances(points: Tensor, norms: Tensor, others: Tensor, other_norms: Tensor) -> Tensor:
     """(S, D), (M, D) -> (S, M) squared distances, float32, at least 0."""
-    return (norms[:, None] + torch.addmm(other_norms, points, others.T, alpha=-2.0)).clamp_(min=0)
+    return (norms[:, None] + product(points, -2.0 * others, other_norms)).clamp_(min=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +101,10 @@ class _Fit:
 
 def _assign(points: Tensor, norms: Tensor, centroids: Tensor) -> _Fit:
     classes = len(centroids)
-    bias = centroids.square().sum(1)
+    bias, twice = centroids.square().sum(1), -2.0 * centroids
     labels, nearest, second = [], [], []
     for part in points.split(CHUNK):
-        scores = torch.addmm(bias, part, centroids.T, alpha=-2.0)
+        scores = product(part, twice, bias)
         best, label = scores.min(1)
         labels.append(label)
         nearest.append(best)

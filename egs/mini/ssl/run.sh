@@ -20,6 +20,7 @@ hours=1.5       # hours of synthetic speech, all splits together
 languages=en-us,es  # languages of the corpus
 speakers=240    # synthetic speakers, all splits together
 asr_language=en-us  # language of the recogniser
+labelled=0.25   # share of that language's training speech that is transcribed
 exp=exp         # where results go
 data=data       # where the corpus goes
 nproc=1         # ranks for training (torchrun); 1 uses all cores by threads
@@ -38,6 +39,8 @@ stage 1 "corpus and manifests" && {
     run $data/asr_$split python "$root/tools/subset_cuts.py" --cuts $data/cuts_$split.jsonl.gz \
       --language "$asr_language" --output $data/cuts_asr_$split.jsonl.gz
   done
+  run $data/labelled python "$root/tools/subset_cuts.py" --cuts $data/cuts_asr_train.jsonl.gz \
+    --fraction "$labelled" --output $data/cuts_asr_labelled.jsonl.gz
 }
 
 stage 2 "shards: not needed for a corpus that fits in the page cache" || true
@@ -83,7 +86,7 @@ for seed in $seeds; do
       init=(--config conf/scratch.yaml)
       [[ $start == pretrained ]] && init=(--init "$dir/hubert_it2")
       run "$dir/asr_$start/train" train speechssl.bin.finetune --config conf/finetune.yaml \
-        "${init[@]}" --data.train "[$data/cuts_asr_train.jsonl.gz]" \
+        "${init[@]}" --data.train "[$data/cuts_asr_labelled.jsonl.gz]" \
         --data.valid "[$data/cuts_asr_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
         --output "$dir/asr_$start"
     done
