@@ -112,7 +112,9 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
         if own[k].shape != state[k].shape
     ]
     if faults:
-        shown = "; ".join(sorted(faults)[:8]) + (f"; and {len(faults) - 8} more" * (len(faults) > 8))
+        shown = "; ".join(sorted(faults)[:8])
+        if len(faults) > 8:
+            shown += f"; and {len(faults) - 8} more"
         raise ValueError(
             f"{source} does not hold a {type(module).__name__} of this configuration: {shown}"
         )
