@@ -31,10 +31,17 @@ AUDIO_ENDINGS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class AudioItem:
-    """Audio that is read late. read: () -> (samples in any accepted form, sample rate in Hz)."""
+    """Audio that is read late.
+
+    read: () -> (samples in any accepted form, sample rate in Hz).
+    done_samples: its length at the encoder's rate if its features are there already: it then keeps
+        its place in the batches, so that the others get the same features, bit for bit, but is
+        neither read nor given out.
+    """
 
     id: str
     read: Callable[[], tuple[Any, int]]
+    done_samples: int | None = None
 
 
 def to_wave(samples: Any, sample_rate: int, *, want_rate: int, name: str = "audio") -> Wave:

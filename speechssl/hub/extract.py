@@ -142,6 +142,8 @@ def _read(
     """Waves in the order of their items; `2 * readers` of them are under way ahead."""
 
     def read(item: AudioItem) -> Wave:
+        if item.done_samples is not None:
+            return np.broadcast_to(np.zeros(1, np.float32), item.done_samples)
         samples, rate = item.read()
         wave = to_wave(samples, rate, want_rate=geometry.sample_rate_hz, name=item.id)
         if len(wave) < geometry.field_samples:
@@ -211,9 +213,13 @@ def _run_window(
     ]
     results: list[dict[int, np.ndarray]] = [{} for _ in window]
     waiting = np.bincount([p.item for p in pieces], minlength=len(window))
-    given: set[int] = set()
+    given = {i for i, (item, _) in enumerate(window) if item.done_samples is not None}
     for group in batches(pieces, round(plan.batch_seconds * rate)):
+        if all(piece.item in given for piece in group):
+            continue  # all of it is done: none is read or computed
         for piece, parts in zip(group, _run_batch(window, group, forward, device), strict=True):
+            if piece.item in given:
+                continue
             total = geometry.frames(len(window[piece.item][1]))
             for key, part in parts.items():
                 if piece.count == total:
@@ -249,6 +255,8 @@ def _run_batch(
     longest = max(p.size for p in group)
     wave = torch.zeros(len(group), longest, pin_memory=device.type == "cuda")
     for row, piece in enumerate(group):
+        if window[piece.item][0].done_samples is not None:
+            continue  # silence in its place
         wave[row, : piece.size] = torch.from_numpy(window[piece.item][1][piece.start : piece.stop])
     lengths = torch.tensor([p.size for p in group])
     with torch.inference_mode():

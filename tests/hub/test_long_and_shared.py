@@ -67,6 +67,27 @@ def test_results_out_of_order_are_the_same_results() -> None:
         assert np.array_equal(by_id[want.id].hidden[1], want.hidden[1])
 
 
+def test_what_is_done_keeps_its_place_in_the_batches_and_is_neither_read_nor_given() -> None:
+    model = Model(TINY.build())
+    lengths = [4000, 30000, 900, 16000, 4100, 52000, 7000, 7100, 2000]
+    waves = {str(i): _noise(n)[:, 0] for i, n in enumerate(lengths)}
+    plan = {"batch_seconds": 1.5, "chunk_seconds": 2.0, "overlap_seconds": 0.2,
+            "window_seconds": 4.0}  # fmt: skip
+    items = [AudioItem(name, lambda w=wave: (w, 16000)) for name, wave in waves.items()]
+    want = {f.id: f.hidden for f in model.extract(items, **plan)}
+
+    def unread() -> tuple[np.ndarray, int]:
+        raise AssertionError("a done item was read")
+
+    for done in ({"0"}, {"1", "5"}, {"0", "1", "2", "3"}, set(waves) - {"4"}):
+        rest = [AudioItem(i.id, unread, len(waves[i.id])) if i.id in done else i for i in items]
+        for in_order in (True, False):
+            found = {f.id: f.hidden for f in model.extract(rest, in_order=in_order, **plan)}
+            assert found.keys() == waves.keys() - done
+            for name, hidden in found.items():
+                assert all(np.array_equal(hidden[k], want[name][k]) for k in hidden)
+
+
 def test_processes_share_the_items_and_one_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
