@@ -1,16 +1,17 @@
 """Whatever a person calls audio -> one mono float32 wave at the encoder's rate.
 
-Accepted items: a path; an array or tensor with its sample rate; a pair (array, rate); an
-`AudioItem`, which reads itself when its turn comes. Integer samples are scaled to [-1, 1),
-channels are averaged, other rates are resampled (soxr, high quality). A Lhotse cut is taken too.
+Accepted items: a path; an array or tensor with its sample rate; a pair (array, rate); a Lhotse cut
+or recording; an `AudioItem`, which reads itself when its turn comes. Integer samples are scaled to
+[-1, 1), channels are averaged, other rates are resampled (soxr, high quality).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +22,10 @@ Wave: TypeAlias = np.ndarray
 """(L,) float32, mono, at the encoder's sample rate."""
 
 MAX_CHANNELS = 32
+LOWEST_RATE_HZ = 1000
+"""Below it, a rate was more likely given in kHz."""
+LOUDEST = 100.0
+"""Float samples have full scale 1; beyond this peak they were more likely integers once."""
 LONG_SECONDS = 300
 """Longer files are never held in memory: they are read and resampled by blocks, onto disk."""
 BLOCK = 2**20
@@ -44,45 +49,68 @@ class AudioItem:
     done_samples: int | None = None
 
 
-def to_wave(samples: Any, sample_rate: int, *, want_rate: int, name: str = "audio") -> Wave:
+def to_wave(samples: Any, rate: int | float, *, want_rate: int, name: str = "audio") -> Wave:
     """Convert samples to a (L,) float32 mono wave at `want_rate`.
 
-    samples: (L,), (channels, L) or (L, channels), integer or float; the shorter axis of two is
-        taken for the channels.
-    Raises ValueError for an empty, non-finite or more than two-dimensional array, and for a
-        sample rate that is none.
+    samples: (L,), (channels, L) or (L, channels), float of full scale 1, or integer of at most 32
+        bits, whose type gives the scale; the shorter axis of two is taken for the channels.
+    rate: samples per second.
+    Raises ValueError for an empty, non-finite or more than two-dimensional array, for float
+        samples of another scale, and for a rate that is none.
     """
     x = samples.detach().cpu() if isinstance(samples, torch.Tensor) else samples
     if isinstance(x, torch.Tensor):
         x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-    x = _as_float(np.asarray(x), name)
-    rate = int(sample_rate)
-    if rate <= 0 or rate != sample_rate:
-        raise ValueError(f"{name}: found sample rate {sample_rate!r}, want a whole number of Hz")
-    x = _mono(x, name)
-    if x.size == 0:
-        raise ValueError(f"{name}: found no samples, want at least one")
-    if not all(np.isfinite(x[i : i + BLOCK]).all() for i in range(0, len(x), BLOCK)):
-        raise ValueError(f"{name}: found NaN or infinite samples, want finite ones")
+    x = _mono(_as_float(np.asarray(x), name), name)
+    _check_rate(rate, name)
+    _check_values(x, name)
     if rate != want_rate:
         import soxr
 
         if isinstance(x, np.memmap):
-            x = _resample_long(x, rate, want_rate)
+            x = _resample_long(x, int(rate), want_rate)
         else:
             x = soxr.resample(x, rate, want_rate, quality="HQ")
     return np.ascontiguousarray(x, dtype=np.float32)
 
 
+def _check_rate(rate: Any, name: str) -> None:
+    known = isinstance(rate, int | float | np.integer) and not isinstance(rate, bool)
+    if not known or not rate >= LOWEST_RATE_HZ or rate % 1 != 0:
+        raise ValueError(
+            f"{name}: found sample rate {rate!r}, want a whole number of Hz, {LOWEST_RATE_HZ} or "
+            "more (16000, not 16)"
+        )
+
+
+def _check_values(x: Wave, name: str) -> None:
+    if x.size == 0:
+        raise ValueError(f"{name}: found no samples, want at least one")
+    peak = 0.0
+    for start in range(0, len(x), BLOCK):
+        block = x[start : start + BLOCK]
+        found = max(float(block.max()), -float(block.min()))  # NaN if any sample is
+        if not math.isfinite(found):
+            raise ValueError(f"{name}: found NaN or infinite samples, want finite ones")
+        peak = max(peak, found)
+    if peak > LOUDEST:
+        raise ValueError(
+            f"{name}: found float samples up to {peak:g}, want full scale 1; samples that were 16 "
+            "bit integers once are divided by 32768"
+        )
+
+
 def _as_float(x: np.ndarray, name: str) -> np.ndarray:
     if x.dtype.kind == "f":
         return x.astype(np.float32, copy=False)
-    if x.dtype.kind == "i":
-        return (x / float(2 ** (8 * x.dtype.itemsize - 1))).astype(np.float32)
+    if x.dtype.kind == "i" and x.dtype.itemsize <= 4:
+        return x.astype(np.float32) * np.float32(2.0 ** (1 - 8 * x.dtype.itemsize))
     if x.dtype == np.uint8:
         return (x.astype(np.float32) - 128.0) / 128.0
     raise ValueError(
-        f"{name}: found samples of type {x.dtype}, want signed integer, uint8 or float"
+        f"{name}: found samples of type {x.dtype}, want float of full scale 1, or int16, int32, "
+        "int8 or uint8, whose type gives the scale; 16 bit samples in a wider type: "
+        "x.astype('int16')"
     )
 
 
@@ -160,19 +188,19 @@ def on_disk(shape: tuple[int, ...]) -> np.ndarray:
         return np.memmap(file, np.float32, "w+", shape=shape)
 
 
-def as_item(item: Any, number: int, sample_rate: int | None) -> AudioItem:
+def as_item(item: Any, number: int, rate: int | None) -> AudioItem:
     """Any accepted item as an `AudioItem`; `number` names those that have no name."""
     if isinstance(item, AudioItem):
         return item
     if isinstance(item, str | os.PathLike):
         path = Path(item)
         return AudioItem(str(path), lambda: read_file(path))
-    if hasattr(item, "load_audio") and hasattr(item, "sampling_rate"):
-        return AudioItem(str(item.id), lambda: (item.load_audio(), item.sampling_rate))
+    if _is_cut(item):
+        return AudioItem(str(item.id), lambda: _read_cut(item))
     if _is_pair(item):
         array, rate = item
     elif isinstance(item, np.ndarray | torch.Tensor):
-        array, rate = item, sample_rate
+        array = item
     else:
         raise ValueError(
             f"item {number}: found {type(item).__name__}, want a path, an array or tensor, a "
@@ -180,10 +208,33 @@ def as_item(item: Any, number: int, sample_rate: int | None) -> AudioItem:
         )
     if rate is None:
         raise ValueError(
-            f"item {number}: found an array without its sample rate; pass sample_rate=..., or "
-            "pairs (array, rate)"
+            f"item {number}: found an array without its sample rate; pass rate=..., or pairs "
+            "(array, rate)"
         )
-    return AudioItem(str(number), lambda: (array, rate))
+    return AudioItem(str(number), lambda: (_one_recording(array, number), rate))
+
+
+def _is_cut(item: Any) -> bool:
+    """Whether this is a cut or recording of Lhotse's; its CutSet has no sampling rate."""
+    return hasattr(item, "load_audio") and hasattr(item, "sampling_rate")
+
+
+def _read_cut(cut: Any) -> tuple[Any, int]:
+    try:
+        return cut.load_audio(), cut.sampling_rate
+    except Exception as error:  # Lhotse hands on what any of its backends raises
+        raise ValueError(f"{cut.id}: cannot be read: {str(error).strip()}") from error
+
+
+def _one_recording(array: Any, number: int) -> Any:
+    """The array, unless it looks like a batch: its rows would be averaged as channels."""
+    if array.ndim == 2 and min(array.shape) > 2:
+        raise ValueError(
+            f"item {number}: found an array of shape {tuple(array.shape)}, want one recording of "
+            "1 or 2 channels; pass several utterances as a list, [*array], and more channels as "
+            "their mean"
+        )
+    return array
 
 
 def _is_pair(item: Any) -> bool:
@@ -195,19 +246,21 @@ def _is_pair(item: Any) -> bool:
     )
 
 
-def as_items(items: Any, sample_rate: int | None) -> Iterator[AudioItem]:
+def as_items(audio: Any, rate: int | None) -> Iterator[AudioItem]:
     """`as_item` over one item or an iterable of them.
 
     A single array of two dimensions is one recording with channels, not a batch.
     """
-    one = isinstance(items, str | os.PathLike | np.ndarray | torch.Tensor | AudioItem)
-    one = one or hasattr(items, "load_audio")
-    if one or _is_pair(items):
-        items = [items]
-    elif not isinstance(items, Iterable):
-        raise ValueError(f"items: found {type(items).__name__}, want a list of paths or arrays")
-    for number, item in enumerate(items):
-        yield as_item(item, number, sample_rate)
+    one = isinstance(audio, str | os.PathLike | np.ndarray | torch.Tensor | AudioItem)
+    if one or _is_cut(audio) or _is_pair(audio):
+        audio = [audio]
+    elif not isinstance(audio, Iterable) or isinstance(audio, Mapping | bytes):
+        raise ValueError(
+            f"audio: found {type(audio).__name__}, want a path, an array with its rate, a cut, or "
+            "a list of them"
+        )
+    for number, item in enumerate(audio):
+        yield as_item(item, number, rate)
 
 
 def find_audio(patterns: Iterable[str]) -> list[Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -115,30 +116,33 @@ class Model:
         count = self.num_layers
         if layers is None:
             return tuple(range(count + 1))
-        asked = [layers] if isinstance(layers, int) else list(layers)
-        found = [layer + count + 1 if layer < 0 else layer for layer in asked]
-        wrong = [a for a, f in zip(asked, found, strict=True) if not 0 <= f <= count]
-        if wrong or not found:
+        asked = list(layers) if isinstance(layers, Iterable) else [layers]
+        wrong = [a for a in asked if not isinstance(a, Integral) or not -count - 1 <= a <= count]
+        if wrong or not asked:
             raise ValueError(
                 f"layers: found {wrong or 'none'}, want numbers from 0 (the transformer's input) "
                 f"to {count} (its last layer), or -1 to {-count - 1} counted from the end"
             )
+        found = [int(a) + count + 1 if a < 0 else int(a) for a in asked]
         return tuple(dict.fromkeys(found))
 
     def extract(
         self,
-        items: Any,
+        audio: Any,
         layers: Sequence[int] | int | None = None,
         *,
-        sample_rate: int | None = None,
+        rate: int | None = None,
         on_error: OnError | None = None,
         **plan: Any,
     ) -> list[Features]:
         """Frame features of each item, in order.
 
-        items: paths, arrays or tensors (any sample type, channels, rate: give `sample_rate`), or
-            pairs (array, rate).
-        layers: None for all.
+        audio: a path, an array or tensor (samples,) or (channels, samples) with its `rate`, a pair
+            (array, rate), a cut of Lhotse's; or any iterable of these, such as a CutSet. Float
+            samples have full scale 1; of integer ones the type gives the scale.
+        layers: numbers from 0, the transformer's input, to `num_layers`; negative ones count from
+            the end; None for all.
+        rate: samples per second of the arrays that come without; files and cuts know theirs.
         on_error: called as on_error(id, error) for an item that cannot be read or is too short;
             it is then left out. Without it the error is raised.
         plan: fields of `hub.extract.Plan` (batch_seconds, chunk_seconds, overlap_seconds, ...).
@@ -147,15 +151,14 @@ class Model:
         those of the whole; values differ from a single pass in so far as attention and, in
         group-norm front ends, the normalisation see the window instead of the whole.
         """
-        found = self.extract_iter(items, layers, sample_rate=sample_rate, on_error=on_error, **plan)
-        return list(found)
+        return list(self.extract_iter(audio, layers, rate=rate, on_error=on_error, **plan))
 
     def extract_iter(
         self,
-        items: Any,
+        audio: Any,
         layers: Sequence[int] | int | None = None,
         *,
-        sample_rate: int | None = None,
+        rate: int | None = None,
         on_error: OnError | None = None,
         **plan: Any,
     ) -> Iterator[Features]:
@@ -174,7 +177,7 @@ class Model:
 
         geometry = self.geometry
         for result in run(
-            as_items(items, sample_rate),
+            as_items(audio, rate),
             forward,
             geometry,
             Plan(**plan),
@@ -193,14 +196,15 @@ class Model:
 
     def transcribe(
         self,
-        items: Any,
+        audio: Any,
         *,
-        sample_rate: int | None = None,
+        rate: int | None = None,
         on_error: OnError | None = None,
         **plan: Any,
     ) -> list[str]:
         """Greedy CTC transcript of each item: best unit per frame, repeats joined, blanks dropped.
 
+        audio, rate, on_error, plan: as of `extract`.
         `speechssl decode` searches with a lexicon and a language model.
         """
         log_probs, decode = self._log_probs, self._decode
@@ -220,7 +224,7 @@ class Model:
             return {0: best.reshape(len(best), geometry.frames(wave.shape[1]), -1)}
 
         results = run(
-            as_items(items, sample_rate),
+            as_items(audio, rate),
             forward,
             geometry,
             Plan(**plan),

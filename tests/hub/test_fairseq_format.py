@@ -100,7 +100,7 @@ def same_states(path: Path, model: Any) -> Model:
     ours = speechssl.load(path)
     waves = [np.random.default_rng(i).standard_normal(n) for i, n in enumerate((20000, 7777))]
     waves = [w.astype(np.float32) for w in waves]
-    for wave, found in zip(waves, ours.extract(waves, sample_rate=16000), strict=True):
+    for wave, found in zip(waves, ours.extract(waves, rate=16000), strict=True):
         x = torch.from_numpy(wave)[None]
         if ours.encoder.config.normalize_wave:
             x = (x - x.mean()) / (x.var(unbiased=False) + 1e-7).sqrt()

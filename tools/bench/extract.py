@@ -118,7 +118,7 @@ def main() -> int:
     seconds = sum(map(len, audio)) / 16000
 
     def own() -> list[list[np.ndarray]]:
-        found = ours.extract(audio, sample_rate=16000, batch_seconds=options.batch_seconds)
+        found = ours.extract(audio, rate=16000, batch_seconds=options.batch_seconds)
         return [list(f.hidden.values()) for f in found]
 
     budget = options.batch_seconds
