@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.contract import padding_mask
-from speechssl.encoders.transformer import TransformerEncoder, normalise_wave
+from speechssl.encoders.frame_encoder import normalise_wave
+from speechssl.encoders.transformer import TransformerEncoder
 from speechssl.nn.attention import BiasGate, SelfAttention
 from speechssl.nn.positions import expand_offsets
 from speechssl.nn.wave_front import WaveFrontEnd

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechssl.encoders.transformer import normalise_wave
+from speechssl.encoders.frame_encoder import normalise_wave
 from speechssl.hub.export import transformer_encoder
 from speechssl.hub.model import Model
 from speechssl.hub.transformers_format import write_transformers

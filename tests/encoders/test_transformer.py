@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from speechssl.config import EncoderConfig, from_class_path, to_dict
-from speechssl.encoders.transformer import TransformerConfig, TransformerEncoder, normalise_wave
+from speechssl.encoders.frame_encoder import normalise_wave
+from speechssl.encoders.transformer import TransformerConfig, TransformerEncoder
 
 SMALL: dict[str, Any] = {
     "layers": 2,
