@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import torch
 
     from speechssl.contract import Encoder
+    from speechssl.labels.codebook import Codebook
     from speechssl.labels.features import Extractor
+    from speechssl.labels.stream import LabelCounts
 
 ACTIONS = {
     "fit": (FitConfig, "sample frames in one pass over the audio and cluster them"),
@@ -151,13 +153,9 @@ def _write_fit_log(
 
 def apply(config: ApplyConfig) -> None:
     """Label every frame of the cuts; ids that have labels are kept."""
-    import numpy as np
-
     from speechssl import dist
     from speechssl.data.label_store import LabelWriter
-    from speechssl.labels import quality as q
     from speechssl.labels.codebook import load_codebook
-    from speechssl.labels.sample_file import write_json
     from speechssl.labels.stream import Progress, say, write_labels
 
     device = dist.init(config.device)
@@ -165,13 +163,32 @@ def apply(config: ApplyConfig) -> None:
     features = codebook.info["features"]
     model = config.model or codebook.info.get("model")
     extractor = _extractor(features["kind"], model, features.get("layer"), device, config.bf16)
+    writer = LabelWriter(config.output, label_meta(codebook, extractor))
+    reader = _read(config)
+    with Progress("labelling", reader.num_cuts) as progress:
+        done = write_labels(reader, extractor, codebook, writer, device, progress)
+    writer.finish()
+    skipped = _all_skipped(reader)
+    report = report_labels(config.output, done, skipped)
+    say(
+        f"{config.output}: {report['utterances']} utterances, {report['frames']} frames labelled, "
+        f"{report['already']} had labels, {len(skipped)} skipped"
+    )
+
+
+def label_meta(codebook: Codebook, extractor: Extractor) -> dict[str, Any]:
+    """What a label store says of labels that the codebook gives to these features.
+
+    Raises ValueError if they are not the features that were clustered.
+    """
+    features = codebook.info["features"]
     if dict(extractor.info) != features:
         raise ValueError(
             f"model: found features {dict(extractor.info)}, want those of the fit: {features}; "
             "the model's weights have changed since"
         )
     rate = extractor.frame_rate_hz
-    meta = {
+    return {
         "classes": codebook.classes,
         "frame_rate_hz": int(rate) if float(rate).is_integer() else rate,
         "window_seconds": extractor.window_seconds,
@@ -179,12 +196,16 @@ def apply(config: ApplyConfig) -> None:
         "source": features.get("model_hash") or features["kind"],
         "layer": features.get("layer"),
     }
-    writer = LabelWriter(config.output, meta)
-    reader = _read(config)
-    with Progress("labelling", reader.num_cuts) as progress:
-        done = write_labels(reader, extractor, codebook, writer, device, progress)
-    writer.finish()
-    skipped = _all_skipped(reader)
+
+
+def report_labels(output: str | Path, done: LabelCounts, skipped: list[str]) -> dict[str, Any]:
+    """Write apply.json beside the labels: counts over all ranks, and how the classes are used."""
+    import numpy as np
+
+    from speechssl import dist
+    from speechssl.labels import quality as q
+    from speechssl.labels.sample_file import write_json
+
     parts = dist.gather_objects(done)
     report = {
         name: sum(getattr(part, name) for part in parts)
@@ -193,11 +214,8 @@ def apply(config: ApplyConfig) -> None:
     counts = np.sum([part.counts for part in parts], axis=0)
     report |= {"mean_run_length": report["frames"] / max(report["runs"], 1), **q.usage(counts)}
     if dist.is_main():
-        write_json(Path(config.output) / "apply.json", {**report, "skipped": skipped})
-    say(
-        f"{config.output}: {report['utterances']} utterances, {report['frames']} frames labelled, "
-        f"{report['already']} had labels, {len(skipped)} skipped"
-    )
+        write_json(Path(output) / "apply.json", {**report, "skipped": skipped})
+    return report
 
 
 def quality(config: QualityConfig) -> None:

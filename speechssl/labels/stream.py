@@ -118,6 +118,13 @@ class LabelCounts:
     runs: int = 0
     counts: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
+    def add(self, labels: np.ndarray) -> None:
+        """Count an utterance's (T,) labels."""
+        self.utterances += 1
+        self.frames += len(labels)
+        self.runs += count_runs(labels)
+        self.counts += np.bincount(labels, minlength=len(self.counts))
+
 
 def write_labels(
     batches: Iterable[Batch],
@@ -138,10 +145,7 @@ def write_labels(
             for name, frames in zip(wanted.ids, extractor(wanted)):
                 labels = assign(frames).cpu().numpy()
                 writer.add(name, labels)
-                done.utterances += 1
-                done.frames += len(labels)
-                done.runs += count_runs(labels)
-                done.counts += np.bincount(labels, minlength=codebook.classes)
+                done.add(labels)
         progress(*batch_size(batch))
     return done
 
