@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any
 
-from speechssl.config import ObjectiveConfig, parse
+from speechssl.config import EncoderConfig, ObjectiveConfig, parse
 from speechssl.data.config import DataConfig
 from speechssl.train.config import TrainConfig
 
@@ -14,6 +16,12 @@ DESCRIPTION = """Train an encoder with a self-supervised objective.
 
 Under torchrun it runs on all ranks. Run again with the same output, it continues from the newest
 checkpoint; when all steps are done it writes model.safetensors and model.json."""
+
+TRAINING = {
+    "dropout", "attention_dropout", "activation_dropout", "input_dropout", "layerdrop",
+    "conv_gradient_scale", "attention", "checkpointing", "weight_std",
+}  # fmt: skip
+"""Fields of encoders that only training reads: a run may start from weights made with others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +35,11 @@ class PretrainConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How to optimise."""
     init_from: str | None = None
-    """Exported model whose encoder's weights to start from."""
+    """Model whose encoder's weights to start from, with any objective: a run's folder, one of its
+    checkpoints (exp/x/checkpoints/step_N), or any public model that opens here."""
+    branch_from: str | None = None
+    """Run, or one of its checkpoints, to continue in this folder with its whole state (optimiser,
+    teacher, step; the place in the data too, if they are the same); that run stays as it is."""
     probe_batches: bool = False
     """Measure how much audio fits in memory and use that as data.max_batch_seconds; the gradient
     of an update does not depend on it."""
@@ -35,6 +47,13 @@ class PretrainConfig:
     """Memory that the probe may plan for on a CPU; default: what is available."""
     force: bool = False
     """Continue a run although its configuration differs from before."""
+
+    def __post_init__(self) -> None:
+        if self.init_from is not None and self.branch_from is not None:
+            raise ValueError(
+                f"init_from, branch_from: found {self.init_from} and {self.branch_from}, want one: "
+                "only the encoder's weights, or the whole state of a run"
+            )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,15 +71,16 @@ def run(config: PretrainConfig) -> int:
 
     from speechssl import dist
     from speechssl.data.loader import open_source
-    from speechssl.train.folder import export, open_folder, provenance, write_architecture
+    from speechssl.train.folder import branch, export, open_folder, provenance, write_architecture
     from speechssl.train.trainer import Trainer
 
     device = dist.init(config.train.device)
     open_folder(config.output, config, force=config.force)
     torch.manual_seed(config.train.seed)
-    objective = config.objective.build()
-    if config.init_from:
-        load_encoder(objective.encoder, config.init_from)
+    if config.branch_from:
+        branch(config.output, config.branch_from, config)
+    wanted = config.objective
+    objective = (started(wanted, config.init_from) if config.init_from else wanted).build()
     encoder: Any = objective.encoder
     if dist.is_main():
         write_architecture(config.output, encoder.config)
@@ -102,11 +122,69 @@ def probed(data: DataConfig, objective: Any, precision: str, memory_gb: float | 
     return dataclasses.replace(data, max_batch_seconds=seconds)
 
 
-def load_encoder(encoder: Any, folder: str) -> None:
-    """Copy the encoder's weights of an exported model into `encoder`, strictly."""
-    from speechssl.model_file import load_strictly, open_model
+def started(objective: ObjectiveConfig, source: str) -> ObjectiveConfig:
+    """`objective`, whose encoder is built with the weights of `source`.
 
-    load_strictly(encoder, open_model(folder).encoder.state_dict(), folder)
+    Whatever an objective makes of its encoder when it is built (a teacher) begins there too.
+    """
+    wanted = getattr(objective, "encoder", None)
+    if not isinstance(wanted, EncoderConfig):
+        raise ValueError(
+            f"init_from: found {type(objective).__name__}, which has no option `encoder`, want an "
+            "objective of which it is one"
+        )
+    encoder = load_encoder(wanted, source)
+
+    class Started(type(wanted)):  # pyright: ignore
+        def build(self) -> Any:
+            return copy.deepcopy(encoder)
+
+    values = {f.name: getattr(wanted, f.name) for f in dataclasses.fields(wanted)}
+    return dataclasses.replace(objective, encoder=Started(**values))  # pyright: ignore
+
+
+def load_encoder(wanted: EncoderConfig, source: str) -> Any:
+    """The encoder of `wanted` with the weights of `source`.
+
+    Raises `ValueError` that lists fields that differ from those of `source`, but those that only
+    training reads, and tensors that do not fit.
+    """
+    from speechssl.model_file import load_strictly
+
+    config, state = encoder_of(source)
+    if type(config) is not type(wanted):
+        raise ValueError(
+            f"objective.encoder: found {type(wanted).__name__}, want {type(config).__name__}, that "
+            f"of {source}"
+        )
+    faults = [
+        f"{f.name}: found {getattr(wanted, f.name)!r}, want {getattr(config, f.name)!r}"
+        for f in dataclasses.fields(config)
+        if f.name not in TRAINING and getattr(wanted, f.name) != getattr(config, f.name)
+    ]
+    if faults:
+        raise ValueError(f"objective.encoder is not that of {source}: {'; '.join(faults)}")
+    encoder = wanted.build()
+    load_strictly(encoder, state, source)
+    return encoder
+
+
+def encoder_of(source: str) -> tuple[EncoderConfig, dict[str, Any]]:
+    """Configuration and weights of the encoder of a run, a checkpoint or a public model."""
+    from speechssl.hub.load import load
+    from speechssl.train import checkpoint
+    from speechssl.train.folder import read_architecture
+
+    path = Path(source)
+    if not (path / "model.json").is_file() and (path / "checkpoints").is_dir():
+        path = checkpoint.find(path / "checkpoints", "last")
+    if (path / "state.json").is_file():
+        prefix = "encoder."
+        weights = checkpoint.read_weights(path).items()
+        state = {k.removeprefix(prefix): v for k, v in weights if k.startswith(prefix)}
+        return read_architecture(path.parent.parent)[0], state
+    encoder = load(source).encoder
+    return encoder.config, encoder.state_dict()
 
 
 if __name__ == "__main__":

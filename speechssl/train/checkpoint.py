@@ -126,10 +126,10 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(text) for text in found if text.isdigit())
 
 
-def retain(folder: Path, newest: int, best: int | None) -> None:
-    """Delete all checkpoints but the `newest` ones and that of step `best`; rank 0 only."""
+def retain(folder: Path, newest: int, *kept: int | None) -> None:
+    """Delete all checkpoints but the `newest` ones and those of steps `kept`; rank 0 only."""
     for step in steps(folder)[:-newest]:
-        if step != best:
+        if step not in kept:
             # Renamed first: a kill half-way through leaves no checkpoint with files missing.
             doomed = folder / f"tmp_old_{step}"
             os.replace(folder / f"step_{step}", doomed)

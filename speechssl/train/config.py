@@ -14,12 +14,24 @@ class TrainConfig:
     """Optimiser updates to make in all."""
     learning_rate: float = 5e-4
     """Peak learning rate."""
-    schedule: Literal["linear", "cosine", "tri_stage", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "tri_stage", "constant", "infinite"] = "linear"
     """Shape of the learning rate after its warm-up: linear or cosine decay to
     `final_scale` x peak at the last step; tri_stage: warm-up, hold, exponential decay;
-    constant."""
+    constant; infinite: cooldown to a constant rate that further steps prolong, and a last anneal
+    of `anneal_steps`, all counted in updates."""
     warmup_fraction: float = 0.08
     """Share of the steps that warm up linearly (HuBERT 0.08; tri_stage recipes 0.1)."""
+    warmup_steps: int | None = None
+    """Updates that warm up, in place of `warmup_fraction`; infinite needs it."""
+    cooldown: Literal["cosine", "inverse_sqrt"] = "cosine"
+    """infinite: shape of the way from the peak to the constant rate."""
+    cooldown_steps: int = 0
+    """infinite: updates of that way."""
+    constant_scale: float = 0.5
+    """infinite: the constant rate, as a share of the peak."""
+    anneal_steps: int = 0
+    """infinite: how many of the last updates decay exponentially to `final_scale`, for a model to
+    use; the checkpoint before them is kept, and a run that is to go on starts from that one."""
     hold_fraction: float = 0.4
     """tri_stage: share of the steps at the peak (fairseq 0.4); the rest decays."""
     initial_scale: float = 0.0
@@ -86,7 +98,8 @@ class TrainConfig:
         for name in ("steps", "log_every", "save_every", "keep_checkpoints", "max_bad_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}: found {getattr(self, name)}, want at least 1")
-        for name in ("valid_every", "clip_norm", "learning_rate", "stop_after", "spike_factor"):
+        for name in ("valid_every", "clip_norm", "learning_rate", "stop_after", "spike_factor",
+                     "cooldown_steps", "anneal_steps"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}: found {getattr(self, name)}, want 0 or more")
         used = self.warmup_fraction + (self.hold_fraction if self.schedule == "tri_stage" else 0)
@@ -100,5 +113,38 @@ class TrainConfig:
                 f"train.final_scale: found {self.final_scale}, want more than 0 for tri_stage, "
                 "whose decay is exponential; fairseq uses 0.05"
             )
+        if self.warmup_steps is not None and not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(
+                f"train.warmup_steps: found {self.warmup_steps}, want 0 to {self.steps} (steps)"
+            )
+        if self.schedule == "infinite":
+            self._check_infinite()
+        elif self.anneal_steps or self.cooldown_steps:
+            raise ValueError(
+                f"train.schedule: found {self.schedule} with cooldown_steps {self.cooldown_steps} "
+                f"and anneal_steps {self.anneal_steps}, want infinite, or neither of them"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"train.ema_decay: found {self.ema_decay}, want between 0 and 1")
+
+    def _check_infinite(self) -> None:
+        if self.warmup_steps is None:
+            raise ValueError(
+                "train.warmup_steps: found none, want a number of updates with schedule infinite: "
+                "a share of the steps would change what is past when train.steps grows"
+            )
+        if not 0 < self.constant_scale <= 1:
+            raise ValueError(
+                f"train.constant_scale: found {self.constant_scale}, want more than 0, at most 1"
+            )
+        used = self.warmup_steps + self.cooldown_steps + self.anneal_steps
+        if self.anneal_steps and used > self.steps:
+            raise ValueError(
+                f"train.anneal_steps: found {self.anneal_steps}, want at most what warm-up and "
+                f"cooldown leave of train.steps, {used - self.anneal_steps} of {self.steps}"
+            )
+        if self.anneal_steps and not 0 < self.final_scale <= self.constant_scale:
+            raise ValueError(
+                f"train.final_scale: found {self.final_scale}, want more than 0 and at most "
+                f"constant_scale, {self.constant_scale}, for an exponential anneal"
+            )

@@ -1,9 +1,10 @@
-"""A run's folder: its configuration, the check on resuming, provenance, and the export."""
+"""A run's folder: its configuration, the check on resuming, branches, provenance, the export."""
 
 from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from speechssl.config import (
 )
 from speechssl.model_file import save_model
 from speechssl.train import checkpoint
+from speechssl.train.log import say
 
 FREE = {
     "output", "force", "probe_batches", "memory_gb", "export",
@@ -44,19 +46,17 @@ def open_folder(output: str | Path, config: Any, *, force: bool = False) -> None
 
     output = Path(output)
     path = output / "config.yaml"
-    if checkpoint.steps(output / "checkpoints") and path.is_file() and not force:
+    done = checkpoint.steps(output / "checkpoints")
+    if done and path.is_file() and not force:
         before = flat(_with_new_defaults(type(config), yaml.safe_load(path.read_text())))
         now = flat(to_dict(config))
-        differing = [
-            f"{name}: found {now.get(name)!r}, before {before.get(name)!r}"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and not _allowed(name, before, now)
-        ]
+        differing = _differing(before, now)
         if differing:
             raise ValueError(
                 f"{output} holds checkpoints of another configuration: {'; '.join(differing)}. "
                 "Give another output folder, restore these fields, or pass --force true"
             )
+        _check_anneal(output, before, now, done[-1])
     if dist.is_main():
         output.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name("config.yaml.tmp")
@@ -73,10 +73,42 @@ def _with_new_defaults(config_class: type, values: Mapping[str, Any]) -> Any:
         return values
 
 
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}: found {now.get(name)!r}, before {before.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not _allowed(name, before, now)
+    ]
+
+
 def _allowed(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     if name == "train.steps":
         return now.get(name, 0) >= before.get(name, 0)
-    return name in FREE
+    return name in FREE or name == "train.anneal_steps"
+
+
+def _check_anneal(
+    output: Path, before: Mapping[str, Any], now: Mapping[str, Any], done: int
+) -> None:
+    """Refuse to change the end of an infinite schedule where the rate would jump."""
+    if now.get("train.schedule") != "infinite":
+        return
+    (last, end), (new_last, new_end) = (
+        (x["train.steps"] - x["train.anneal_steps"], x["train.steps"]) for x in (before, now)
+    )
+    if (last, end) == (new_last, new_end):
+        return
+    if done > last:
+        raise ValueError(
+            f"{output}: found a run annealed from update {last} on, want one at its constant rate "
+            "to prolong; go on from before the anneal in another folder: --branch-from "
+            f"{output}/checkpoints/step_{last}"
+        )
+    if done > new_last:
+        raise ValueError(
+            f"train.anneal_steps: found an anneal from update {new_last} on, want it to begin at "
+            f"update {done}, which {output} has done, or later; raise train.steps"
+        )
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -86,6 +118,37 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {
         k: v for key, value in values.items() for k, v in flat(value, f"{prefix}{key}.").items()
     }
+
+
+def branch(output: str | Path, source: str | Path, config: Any) -> None:
+    """Let a run without checkpoints begin as a copy of another run's checkpoint: rank 0 copies.
+
+    source: a run's folder (its newest checkpoint counts) or one of its checkpoints. Weights,
+    optimiser, teachers and step go on; so does the place in the data, if `config.data` is the
+    other run's; other data are read from their start, and the loss is judged anew.
+    Raises `ValueError` if there is no such checkpoint.
+    """
+    folder = Path(output) / "checkpoints"
+    path = Path(source)
+    if not (path / "state.json").is_file():
+        path = checkpoint.find(path / "checkpoints", "last")
+    if dist.is_main() and not checkpoint.steps(folder):
+        import yaml
+
+        before = yaml.safe_load((path.parent.parent / "config.yaml").read_text())
+        old, new = ({"data": x.get("data")} for x in (before, to_dict(config)))
+        values = json.loads((path / "state.json").read_text())
+        values |= {"best": None, "since_best": 0}
+        if _differing(flat(old), flat(new)):
+            say(f"branch: other data than those of {path}; they are read from their start")
+            values["positions"] = [None] * len(values["positions"])
+            values["guard"] = {}
+        temporary = folder / f"tmp_branch_{path.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(path, temporary)
+        (temporary / "state.json").write_text(json.dumps(values))
+        temporary.replace(folder / path.name)
+    dist.barrier()
 
 
 def write_architecture(

@@ -32,7 +32,7 @@ from speechssl.train.guard import Guard
 from speechssl.train.journal import Journal
 from speechssl.train.precision import autocast
 from speechssl.train.run_state import RunState, Signals
-from speechssl.train.schedule import ema_decay, rate_scale
+from speechssl.train.schedule import ema_decay, last_constant_step, rate_scale
 
 VALIDATION = 0xA11
 """Stands for the update's number in the seeds of validation."""
@@ -135,7 +135,8 @@ class Trainer:
                 clock = log.Clock()
             stopped = self.stopping or self._stale()
             every = config.log_every if self.save_failed else config.save_every
-            if last or stopped or better or _due(state.step, every):
+            turning = state.step == last_constant_step(config)
+            if last or stopped or better or turning or _due(state.step, every):
                 self._save(final=last or stopped)
 
     def _update(self, update: Update) -> bool:
@@ -310,7 +311,8 @@ class Trainer:
         checkpoint.save(self.folder, self.state.step, tensors, state)
         if dist.is_main():
             best = int(self.state.best["step"]) if self.state.best else None
-            checkpoint.retain(self.folder, self.config.keep_checkpoints, best)
+            before_anneal = last_constant_step(self.config)
+            checkpoint.retain(self.folder, self.config.keep_checkpoints, best, before_anneal)
 
     def _save(self, final: bool) -> None:
         """Save; a failure ends the run only at its end, since going on loses nothing."""

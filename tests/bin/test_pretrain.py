@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +17,12 @@ import torch
 import yaml
 from train_corpus import make_corpus, write_labels
 
+from speechssl import load
 from speechssl.bin import export, pretrain
+from speechssl.config import EncoderConfig, from_class_path
+from speechssl.encoders.transformer import TransformerConfig
 from speechssl.model_file import open_model
+from speechssl.objectives.data2vec import Data2vecConfig
 from speechssl.train import checkpoint
 from speechssl.train.log import TIMING
 
@@ -78,9 +84,6 @@ def test_pretraining_learns_and_exports_what_load_opens(config_file, tmp_path: P
     before = lines(tmp_path / "run")
     assert pretrain.main(["--config", str(tmp_path / "run" / "config.yaml")]) == 0
     assert (tmp_path / "run" / "model.json").is_file() and lines(tmp_path / "run") == before
-    # Another run may start from it.
-    more = ["--init_from", str(tmp_path / "run"), "--train.steps", "2"]
-    assert pretrain.main(command(config_file, tmp_path / "next", *more)) == 0
 
 
 def test_export_makes_the_same_files_of_a_checkpoint(config_file, tmp_path: Path) -> None:
@@ -117,6 +120,135 @@ def test_probed_batches_do_not_change_what_is_learned(config_file, tmp_path: Pat
     more = ["--probe_batches", "true", "--memory_gb", "8", "--train.steps", "4"]
     assert pretrain.main(command(config_file, tmp_path / "a", *more)) == 0
     assert open_model(tmp_path / "a").provenance["step"] == 4
+
+
+@pytest.fixture(scope="module")
+def short_run(config_file, tmp_path_factory) -> Path:
+    """A run of three updates, exported, with its last checkpoint."""
+    run = tmp_path_factory.mktemp("short") / "run"
+    assert pretrain.main(command(config_file, run, "--train.steps", "3")) == 0
+    return run
+
+
+def init(config: Path, output: Path, source: Path | str, *more: str) -> int:
+    words = ["--init-from", str(source), "--train.steps", "1", "--train.learning_rate", "0"]
+    return pretrain.main(command(config, output, *words, *more))
+
+
+def same_encoder(a: Path, b: Path) -> bool:
+    one, two = (open_model(x).encoder.state_dict() for x in (a, b))
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_run_starts_from_a_run_a_checkpoint_and_with_other_dropout(
+    config_file, short_run, tmp_path
+) -> None:
+    sources = {"run": short_run, "step": short_run / "checkpoints" / "step_3"}
+    for name, source in sources.items():
+        drop = ("--objective.encoder.dropout", "0.3")
+        assert init(config_file, tmp_path / name, source, *drop) == 0
+        assert same_encoder(tmp_path / name, short_run)
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(short_run / "checkpoints", unfinished / "checkpoints")
+    shutil.copy(short_run / "architecture.json", unfinished)
+    assert init(config_file, tmp_path / "again", unfinished) == 0
+    assert same_encoder(tmp_path / "again", short_run)
+
+
+def test_another_objective_starts_from_the_run_and_so_does_its_teacher(short_run) -> None:
+    encoder = from_class_path(EncoderConfig, ENCODER)
+    config = Data2vecConfig(encoder=encoder, target_layers=2)
+    objective = pretrain.started(config, str(short_run)).build()
+    held = open_model(short_run).encoder.state_dict()
+    for k, v in objective.encoder.state_dict().items():
+        assert torch.equal(v, held[k])
+    for k, v in objective.teacher.encoder.state_dict().items():
+        assert torch.equal(v, held[k])
+    assert type(objective.encoder.config) is type(encoder)
+    moved = objective.encoder.layers[0].fc1.weight
+    assert moved.data_ptr() != objective.teacher.encoder.layers[0].fc1.weight.data_ptr()
+
+
+def test_a_run_starts_from_a_public_model(config_file, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.HubertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
+        conv_dim=(16,) * 7, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=4,
+    )  # fmt: skip
+    transformers.HubertModel(theirs).save_pretrained(tmp_path / "public")
+    ours = TransformerConfig(
+        front_dim=16, layers=1, dim=32, ffn_dim=48, heads=2, pos_conv_kernel=8, pos_conv_groups=4
+    )
+    encoder = pretrain.load_encoder(ours, str(tmp_path / "public"))
+    held = load(tmp_path / "public").encoder.state_dict()
+    assert all(torch.equal(v, held[k]) for k, v in encoder.state_dict().items())
+    # Weights alone would fit four heads as well.
+    with pytest.raises(ValueError, match="heads: found 4, want 2"):
+        pretrain.load_encoder(dataclasses.replace(ours, heads=4), str(tmp_path / "public"))
+
+
+def test_what_a_run_cannot_start_from_is_named(config_file, short_run, tmp_path, capsys) -> None:
+    assert init(config_file, tmp_path / "a", tmp_path / "none") == 2
+    assert "is neither a folder nor a file" in capsys.readouterr().err
+    other = ("--objective.encoder.dim", "16")
+    assert init(config_file, tmp_path / "b", short_run, *other) == 2
+    assert "dim: found 16, want 32" in capsys.readouterr().err
+    both = ("--branch-from", str(short_run))
+    with pytest.raises(SystemExit):
+        init(config_file, tmp_path / "c", short_run, *both)
+    assert "want one: only the encoder's weights" in capsys.readouterr().err
+
+
+def test_a_branch_goes_on_as_the_run_itself_would(config_file, short_run, tmp_path) -> None:
+    straight = tmp_path / "straight"
+    shutil.copytree(short_run, straight)
+    longer = ("--train.steps", "6", "--train.warmup_fraction", "0")
+    force = ("--force", "true")
+    assert pretrain.main(command(config_file, straight, *longer, *force)) == 0
+    words = ("--branch-from", str(short_run), *longer)
+    assert pretrain.main(command(config_file, tmp_path / "branch", *words)) == 0
+    assert same_encoder(tmp_path / "branch", straight)
+    assert checkpoint.steps(short_run / "checkpoints") == [3]
+    # Once begun it resumes itself, not the other run again.
+    shutil.rmtree(tmp_path / "branch/checkpoints/step_3", ignore_errors=True)
+    assert pretrain.main(command(config_file, tmp_path / "branch", *words)) == 0
+    assert 3 not in checkpoint.steps(tmp_path / "branch/checkpoints")
+    # Other data are read from their start.
+    more = (*words, "--data.seed", "5", "--train.steps", "4")
+    assert pretrain.main(command(config_file, tmp_path / "other", *more)) == 0
+    fresh = ("--data.seed", "5", "--train.steps", "1")
+    assert pretrain.main(command(config_file, tmp_path / "fresh", *fresh)) == 0
+    states = [
+        json.loads((tmp_path / name / "state.json").read_text())
+        for name in ("other/checkpoints/step_4", "fresh/checkpoints/step_1")
+    ]
+    assert states[0]["positions"] == states[1]["positions"]
+    assert states[0]["guard"]["seen"] == 1
+
+
+def test_an_infinite_run_keeps_the_state_before_its_anneal_and_goes_on_from_there(
+    config_file, tmp_path, capsys
+) -> None:
+    run = tmp_path / "run"
+    endless = ["--train.schedule", "infinite", "--train.warmup_steps", "2",
+               "--train.cooldown_steps", "2", "--train.final_scale", "0.1",
+               "--train.save_every", "1"]  # fmt: skip
+
+    def go(output: Path, steps: int, anneal: int, *more: str) -> int:
+        ends = ["--train.steps", str(steps), "--train.anneal_steps", str(anneal)]
+        return pretrain.main(command(config_file, output, *endless, *ends, *more))
+
+    assert go(run, 5, 0) == 0
+    assert go(run, 9, 5) == 2
+    assert "an anneal from update 4 on, want it to begin at update 5" in capsys.readouterr().err
+    assert go(run, 9, 3) == 0
+    assert checkpoint.steps(run / "checkpoints") == [6, 8, 9]
+    assert go(run, 12, 3) == 2
+    assert f"--branch-from {run}/checkpoints/step_6" in capsys.readouterr().err
+    whole = tmp_path / "whole"
+    assert go(whole, 8, 0) == 0
+    assert go(tmp_path / "on", 8, 0, "--branch-from", f"{run}/checkpoints/step_6") == 0
+    assert same_encoder(tmp_path / "on", whole)
 
 
 def start(config: Path, output: Path, *more: str, ranks: int = 1) -> subprocess.Popen:

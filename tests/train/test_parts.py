@@ -18,7 +18,7 @@ from speechssl.train.folder import flat, open_folder, provenance
 from speechssl.train.guard import Guard
 from speechssl.train.log import LineFile
 from speechssl.train.probe import _search, largest_batch_seconds, padded_seconds, tile
-from speechssl.train.schedule import ema_decay, rate_scale
+from speechssl.train.schedule import ema_decay, last_constant_step, rate_scale
 
 
 def test_linear_schedule_warms_up_to_its_peak_and_ends_at_zero() -> None:
@@ -55,9 +55,46 @@ def test_constant_schedule_stays_at_its_peak_behind_the_warm_up() -> None:
     assert [rate_scale(config, n) for n in range(1, 11)] == [0.5] + [1.0] * 9
 
 
+INFINITE = {"schedule": "infinite", "warmup_steps": 10, "cooldown_steps": 40, "constant_scale": 0.4,
+            "final_scale": 0.1}  # fmt: skip
+
+
+@pytest.mark.parametrize("cooldown", ["cosine", "inverse_sqrt"])
+def test_infinite_schedule_falls_to_a_constant_rate_that_more_steps_only_prolong(cooldown) -> None:
+    short, long, annealed = (
+        TrainConfig(steps=steps, anneal_steps=anneal, cooldown=cooldown, **INFINITE)
+        for steps, anneal in ((100, 0), (1000, 0), (120, 20))
+    )
+    rates = [rate_scale(short, n) for n in range(1, 101)]
+    assert rates == [rate_scale(long, n) for n in range(1, 101)]
+    assert rates == [rate_scale(annealed, n) for n in range(1, 101)]
+    assert rates[4] == 0.5 and rates[9] == 1.0 and set(rates[49:]) == {0.4}
+    falling = rates[9:50]
+    assert falling == sorted(falling, reverse=True) and len(set(falling)) == 41
+    if cooldown == "cosine":
+        assert rates[29] == pytest.approx(0.7)
+    else:
+        assert rates[29] == pytest.approx(1 - 0.6 * (1 - 6**-0.5) / (1 - 11**-0.5))
+    # The anneal is a straight line on a logarithmic scale.
+    assert [rate_scale(annealed, n) for n in (110, 120)] == pytest.approx([0.2, 0.1])
+    assert last_constant_step(annealed) == 100
+    assert last_constant_step(short) is last_constant_step(TrainConfig()) is None
+
+
+def test_a_warm_up_may_be_counted_in_updates() -> None:
+    config = TrainConfig(steps=50, warmup_steps=20, warmup_fraction=0.9)
+    assert [rate_scale(config, n) for n in (10, 20, 35, 50)] == pytest.approx([0.5, 1, 0.5, 0])
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        (INFINITE | {"warmup_steps": None}, "train.warmup_steps: found none"),
+        (INFINITE | {"anneal_steps": 9, "steps": 55}, "train.anneal_steps: found 9"),
+        (INFINITE | {"anneal_steps": 9, "final_scale": 0.0}, "train.final_scale"),
+        (INFINITE | {"constant_scale": 1.5}, "train.constant_scale"),
+        ({"anneal_steps": 5}, "train.schedule: found linear"),
+        ({"warmup_steps": 11, "steps": 10}, "train.warmup_steps: found 11"),
         ({"steps": 0}, "train.steps"),
         ({"schedule": "tri_stage"}, "final_scale"),
         ({"warmup_fraction": 1.5}, "warmup_fraction"),
