@@ -79,7 +79,9 @@ def fit(config: FitConfig) -> None:
     device = dist.init(config.device)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    extractor = _extractor(config.features, config.model, config.layer, device, config.bf16)
+    extractor = _extractor(
+        config.features, config.model, config.layer, device, config.bf16, config.cmvn
+    )
     identity = _identity(config, extractor)
     if (output / "clusters.json").is_file():
         if load_codebook(output).info.get("fit") != identity:
@@ -162,7 +164,14 @@ def apply(config: ApplyConfig) -> None:
     codebook = load_codebook(config.clusters)
     features = codebook.info["features"]
     model = config.model or codebook.info.get("model")
-    extractor = _extractor(features["kind"], model, features.get("layer"), device, config.bf16)
+    extractor = _extractor(
+        features["kind"],
+        model,
+        features.get("layer"),
+        device,
+        config.bf16,
+        features.get("cmvn", False),
+    )
     writer = LabelWriter(config.output, label_meta(codebook, extractor))
     reader = _read(config)
     with Progress("labelling", reader.num_cuts) as progress:
@@ -309,18 +318,18 @@ def _sample(
 def _identity(config: FitConfig, extractor: Extractor) -> dict[str, Any]:
     """What decides the clusters; compared when a fit finds earlier work in its folder."""
     kept = dataclasses.asdict(config)
-    for name in ("output", "device", "num_workers", "max_batch_seconds", "model"):
+    for name in ("output", "device", "num_workers", "max_batch_seconds", "model", "cmvn"):
         del kept[name]
     return json.loads(json.dumps({**kept, "extractor": dict(extractor.info)}))
 
 
 def _extractor(
-    kind: str, model: str | None, layer: int | None, device: torch.device, bf16: bool
+    kind: str, model: str | None, layer: int | None, device: torch.device, bf16: bool, cmvn: bool
 ) -> Extractor:
     from speechssl.labels.features import EncoderFeatures, LogMelFeatures, MfccFeatures
 
     if model is None and kind != "encoder":
-        return {"mfcc": MfccFeatures, "logmel": LogMelFeatures}[kind](device)
+        return {"mfcc": MfccFeatures, "logmel": LogMelFeatures}[kind](device, cmvn=cmvn)
     if model is None or layer is None:
         raise ValueError("model: found none, want the model whose layer was clustered")
     encoder, info = _open_encoder(model)

@@ -38,6 +38,9 @@ class FitConfig(ReadingConfig):
     """Folder for centroids.npy, clusters.json and fit.json."""
     features: Literal["mfcc", "logmel", "encoder"] = "mfcc"
     """What is clustered; a model implies encoder."""
+    cmvn: bool = False
+    """Bring MFCC or log-mel to mean 0 and variance 1 over each utterance first: clusters then
+    follow sounds rather than loudness and channel (published HuBERT does not)."""
     model: str | None = None
     """Model whose layer is clustered: a folder with model.safetensors, or a public checkpoint."""
     layer: int | None = None
@@ -69,6 +72,8 @@ class FitConfig(ReadingConfig):
             raise ValueError("layer: found none, want the layer of the model, such as 6")
         if self.model is None and (self.features == "encoder" or self.layer is not None):
             raise ValueError("model: found none, want the model whose layer is to be clustered")
+        if self.cmvn and self.model is not None:
+            raise ValueError("cmvn: found true with a model, want it with mfcc or logmel only")
         if self.sample_frames < self.classes:
             raise ValueError(
                 f"sample_frames: found {self.sample_frames}, want at least one per class "

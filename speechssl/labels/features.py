@@ -42,6 +42,7 @@ class _KaldiFeatures:
     frame_rate_hz = SAMPLE_RATE / _SHIFT
     window_seconds = _WINDOW / SAMPLE_RATE
     layer: nn.Module
+    cmvn: bool
 
     def _frames(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
         """Padded features (B, T, D) and valid frames (B,)."""
@@ -50,11 +51,15 @@ class _KaldiFeatures:
             width = int(self.layer(torch.zeros(1, _WINDOW, device=device)).shape[-1])
             return torch.zeros(len(batch), 0, width, device=device), lengths
         with torch.inference_mode():
-            return self.layer(batch.wave.to(device, torch.float32)), lengths
+            frames = self.layer(batch.wave.to(device, torch.float32))
+            return (normalise_utterances(frames, lengths) if self.cmvn else frames), lengths
 
 
 class MfccFeatures(_KaldiFeatures):
-    """13 MFCC, their deltas and double deltas: 39 dimensions at 100 Hz, no CMVN.
+    """13 MFCC, their deltas and double deltas: 39 dimensions at 100 Hz.
+
+    cmvn: bring each coefficient to mean 0 and variance 1 over the utterance, before the deltas, so
+    that clusters follow sounds rather than loudness and channel; published HuBERT does not.
 
     Kaldi's defaults: 25 ms Povey windows, 23 mel bands from 20 Hz to the Nyquist frequency,
     liftering 22, C0 rather than the energy; no dither, so that labels are reproducible. Deltas
@@ -64,11 +69,11 @@ class MfccFeatures(_KaldiFeatures):
 
     dim = 39
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str = "cpu", *, cmvn: bool = False) -> None:
         from lhotse.features.kaldi.layers import Wav2MFCC
 
-        self.device = torch.device(device)
-        self.info: dict[str, Any] = {"kind": "mfcc"}
+        self.device, self.cmvn = torch.device(device), cmvn
+        self.info: dict[str, Any] = {"kind": "mfcc"} | ({"cmvn": True} if cmvn else {})
         with warnings.catch_warnings():
             # lhotse warns of snip_edges, since frames then differ from duration x rate; encoder
             # frames are counted in just this way.
@@ -85,14 +90,17 @@ class MfccFeatures(_KaldiFeatures):
 
 
 class LogMelFeatures(_KaldiFeatures):
-    """Log-mel energies at 100 Hz, Kaldi's framing, no normalisation."""
+    """Log-mel energies at 100 Hz, Kaldi's framing. cmvn: as for MFCC."""
 
-    def __init__(self, device: torch.device | str = "cpu", bands: int = 80) -> None:
+    def __init__(
+        self, device: torch.device | str = "cpu", bands: int = 80, *, cmvn: bool = False
+    ) -> None:
         from lhotse.features.kaldi.layers import Wav2LogFilterBank
 
-        self.device = torch.device(device)
+        self.device, self.cmvn = torch.device(device), cmvn
         self.dim = bands
         self.info: dict[str, Any] = {"kind": "logmel", "bands": bands}
+        self.info |= {"cmvn": True} if cmvn else {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Setting snip_edges=True")
             self.layer = Wav2LogFilterBank(
@@ -102,6 +110,21 @@ class LogMelFeatures(_KaldiFeatures):
     def __call__(self, batch: Batch) -> list[Tensor]:
         base, lengths = self._frames(batch, self.device)
         return [row[:n] for row, n in zip(base, lengths.tolist())]
+
+
+def normalise_utterances(features: Tensor, lengths: Tensor) -> Tensor:
+    """Each dimension to mean 0 and variance 1 over the utterance's frames: (B, T, D) -> same.
+
+    Frames beyond an utterance's length, (B,), count for nothing; they become 0.
+    """
+    valid = (torch.arange(features.shape[1], device=features.device) < lengths[:, None])[..., None]
+    count = lengths.clamp(min=1)[:, None, None]
+    # In float64 the sums do not depend on the padding behind them.
+    wide = torch.float32 if features.device.type == "mps" else torch.float64
+    mean = (features * valid).sum(1, keepdim=True, dtype=wide) / count
+    centred = (features - mean.to(features.dtype)) * valid
+    variance = centred.square().sum(1, keepdim=True, dtype=wide) / count
+    return centred * (variance + 1e-6).rsqrt().to(features.dtype)
 
 
 def deltas(features: Tensor, lengths: Tensor, reach: int = 2) -> Tensor:

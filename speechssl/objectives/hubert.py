@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,9 @@ class HubertConfig(ObjectiveConfig):
     """Name of each frame-label target -> its number of classes; several sets are summed."""
     final_dim: int = 256
     """Width of codewords: 256 Base, 768 Large, 1024 XLarge."""
+    codeword_init: Literal["uniform", "normal"] = "uniform"
+    """uniform: U[0, 1) as published, so that codewords start close together (cosines of about
+    0.75) and need thousands of updates to part; normal: apart from the start, for short runs."""
     temperature: float = 0.1
     """Cosines are divided by this."""
     mask_probability: float = 0.8
@@ -70,11 +74,13 @@ class HubertConfig(ObjectiveConfig):
 class CosineHead(nn.Module):
     """Cosine similarity of projected features to K codewords, over a temperature."""
 
-    def __init__(self, dim: int, classes: int, final_dim: int, temperature: float) -> None:
+    def __init__(
+        self, dim: int, classes: int, final_dim: int, temperature: float, init: str = "uniform"
+    ) -> None:
         super().__init__()
         self.project = nn.Linear(dim, final_dim)
-        # U[0, 1) as published: codewords start close together, so logits start near uniform.
-        self.codewords = nn.Parameter(torch.rand(classes, final_dim))
+        draw = torch.rand if init == "uniform" else torch.randn
+        self.codewords = nn.Parameter(draw(classes, final_dim))
         self.temperature = temperature
 
     def forward(self, x_MD: Tensor) -> Tensor:
@@ -98,7 +104,13 @@ class Hubert(Objective):
         self.encoder = config.encoder.build()
         self.heads = nn.ModuleDict(
             {
-                name: CosineHead(self.encoder.dim, count, config.final_dim, config.temperature)
+                name: CosineHead(
+                    self.encoder.dim,
+                    count,
+                    config.final_dim,
+                    config.temperature,
+                    config.codeword_init,
+                )
                 for name, count in config.classes.items()
             }
         )

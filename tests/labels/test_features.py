@@ -30,10 +30,15 @@ def batch_of(*waves: Tensor) -> Batch:
 
 
 def extractors() -> list:
-    return [MfccFeatures(), LogMelFeatures(), EncoderFeatures(TINY.build(), 2)]
+    return [
+        MfccFeatures(),
+        LogMelFeatures(),
+        EncoderFeatures(TINY.build(), 2),
+        MfccFeatures(cmvn=True),
+    ]
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(4))
 def test_features_are_those_of_the_utterance_alone(index: int) -> None:
     extractor = extractors()[index]
     waves = [0.3 * torch.randn(n) for n in (9000, 16000, 4321)]
@@ -45,7 +50,7 @@ def test_features_are_those_of_the_utterance_alone(index: int) -> None:
         assert torch.allclose(found, alone, atol=2e-4)
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(4))
 def test_audio_below_one_window_has_no_frames_and_breaks_no_batch(index: int) -> None:
     extractor = extractors()[index]
     assert [len(f) for f in extractor(batch_of(torch.randn(399), torch.randn(800)))] == [0, 2] or (
@@ -77,6 +82,18 @@ def test_mfcc_agrees_with_a_direct_computation() -> None:
     cepstra[0] /= np.sqrt(2)
     cepstra *= 1 + 11 * np.sin(np.pi * np.arange(13) / 22)
     assert np.allclose(found[5], cepstra, atol=2e-3)
+
+
+def test_normalised_features_know_neither_loudness_nor_channel() -> None:
+    wave = 0.1 * torch.randn(16000) * torch.linspace(0.2, 2, 16000)
+    filtered = 0.3 * (wave + 0.6 * torch.nn.functional.pad(wave, (1, 0))[:-1])
+    for make in (MfccFeatures, LogMelFeatures):
+        plain, other = make()(batch_of(wave, filtered))
+        assert (plain - other)[:, :13].abs().mean() > 0.5
+        plain, other = make(cmvn=True)(batch_of(wave, filtered))
+        assert torch.allclose(plain[:, :13].mean(0), torch.zeros(13), atol=1e-4)
+        assert torch.allclose(plain[:, :13].var(0, correction=0), torch.ones(13), atol=1e-3)
+        assert (plain - other).abs().mean() < 0.1
 
 
 def test_deltas_of_a_ramp_are_its_slope_inside_and_less_at_the_edges() -> None:

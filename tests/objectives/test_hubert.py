@@ -44,6 +44,15 @@ def test_uniform_logits_cost_exactly_the_logarithm_of_the_number_of_classes() ->
     assert ratio(loss.logs["loss_nats"]) == pytest.approx(math.log(100), rel=1e-6)
 
 
+def test_codewords_start_close_together_as_published_or_apart() -> None:
+    def cosines(init: str) -> torch.Tensor:
+        words = torch.nn.functional.normalize(CosineHead(24, 200, 64, 0.1, init).codewords, dim=-1)
+        return (words @ words.T)[~torch.eye(200, dtype=torch.bool)]
+
+    assert cosines("uniform").mean() == pytest.approx(0.75, abs=0.02)
+    assert cosines("normal").mean() == pytest.approx(0.0, abs=0.02)
+
+
 def test_the_product_head_equals_brute_force_cosines() -> None:
     head = CosineHead(24, 50, 16, 0.1)
     x_MD = torch.randn(30, 24)
