@@ -1,10 +1,12 @@
 """Checkpoints of fairseq and of Microsoft's UniLM: one .pt with settings, tensors, and much else.
 
-Reads HuBERT, wav2vec 2.0 and data2vec (audio), pretrained or fine-tuned with CTC, UniSpeech-SAT,
-and WavLM ({cfg, model}). Neither fairseq nor omegaconf is needed, and nothing in the file is run.
+Reads HuBERT, wav2vec 2.0, data2vec (audio) and DinoSR, pretrained or fine-tuned with CTC,
+UniSpeech-SAT, and WavLM ({cfg, model}). Neither fairseq nor omegaconf is needed, and nothing in the
+file is run.
 
 Source: the modules of fairseq `models/wav2vec/wav2vec2.py`, `models/hubert/hubert.py`,
-`examples/data2vec/models/data2vec_audio.py` and UniLM `wavlm/WavLM.py`, for names and settings.
+`examples/data2vec/models/data2vec_audio.py`, DinoSR's `models/dinosr.py` and UniLM
+`wavlm/WavLM.py`, for names and settings.
 """
 
 from __future__ import annotations
@@ -15,11 +17,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.hub.restricted_pickle import load_tensors, plain
-from speechssl.hub.tensor_names import CtcTensors, Row, assemble, tensor_names
+from speechssl.hub.tensor_names import (
+    Checkpoint,
+    CtcTensors,
+    Row,
+    assemble,
+    leave_out,
+    tensor_names,
+)
 
 MODELS = ("wav2vec2", "hubert", "data2vec_audio", "dinosr", "unispeech_sat", "wavlm")
 RECOGNISERS = ("wav2vec_ctc", "hubert_ctc")
@@ -37,10 +44,11 @@ PRETRAINING_TENSORS = (
     "encoder.layer_norm_for_extract.",
     "_ema",
     "heads.",
-    "codebook",
     "_codebook",
+    "_pre_encoder_",
 )
-"""Tensors of pretraining heads; they are left out knowingly. Any other unknown one is an error."""
+"""Tensors of pretraining heads, codebooks and teachers, which are left out and listed. Any other
+unknown one is an error."""
 
 
 def is_fairseq(content: Any) -> bool:
@@ -50,9 +58,7 @@ def is_fairseq(content: Any) -> bool:
     )
 
 
-def read_fairseq(
-    content: Mapping[str, Any], path: Path
-) -> tuple[TransformerConfig, dict[str, Tensor], CtcTensors | None]:
+def read_fairseq(content: Mapping[str, Any], path: Path) -> Checkpoint:
     """Configuration, encoder state dict in our names, and CTC head of a file's content.
 
     content: what `read_torch_file` returned for `path`.
@@ -62,10 +68,7 @@ def read_fairseq(
     settings, task, recogniser = _settings(content, path)
     config = to_config(settings, task, str(path))
     prefix = CTC_PREFIX if recogniser else ""
-    wanted = {
-        k: v for k, v in content["model"].items()
-        if not k.removeprefix(prefix).startswith(PRETRAINING_TENSORS)
-    }  # fmt: skip
+    wanted, left_out = leave_out(content["model"], PRETRAINING_TENSORS, prefix)
     tensors = {_modern(k): v for k, v in load_tensors(wanted)}
     head = None
     if recogniser:
@@ -74,7 +77,7 @@ def read_fairseq(
         weight, bias = (tensors.pop(f"w2v_encoder.proj.{x}").float() for x in ("weight", "bias"))
         head = CtcTensors(weight, bias, 0, _vocabulary(content, path, len(bias)))
     table = [(ours, tuple(prefix + n for n in names)) for ours, names in fairseq_names(config)]
-    return config, assemble(tensors, table, config, str(path)), head
+    return Checkpoint(config, assemble(tensors, table, config, str(path)), head, left_out)
 
 
 def _modern(name: str) -> str:

@@ -16,8 +16,7 @@ from speechssl.hub.model import Decode, Model
 from speechssl.model_file import load_strictly, open_model
 
 if TYPE_CHECKING:
-    from speechssl.encoders.transformer import TransformerConfig
-    from speechssl.hub.tensor_names import CtcTensors
+    from speechssl.hub.tensor_names import Checkpoint, CtcTensors
 
 FORMATS = (
     "an experiment folder with model.json and model.safetensors (own format); a transformers "
@@ -40,7 +39,8 @@ def load(
     path: a folder or file of one of `FORMATS`, or the name of a public model such as
         "facebook/hubert-base-ls960", which is looked up in the local Hugging Face cache.
     dtype: torch.bfloat16 computes in mixed precision; see `Model.to`.
-    settings: of a torchaudio state dict, instead of its .json.
+    settings: of a torchaudio state dict, instead of its .json; of a transformers folder without
+        preprocessor_config.json, {"do_normalize": bool}.
     Raises ValueError that says what was found and which formats are read.
     """
     file = Path(path).expanduser()
@@ -48,9 +48,10 @@ def load(
         return _file(file, settings).to(device, dtype)
     folder = _find(str(path))
     if (folder / "model.json").is_file():
+        _no_settings(settings, folder)
         model = _own(folder)
     elif (folder / "config.json").is_file():
-        model = _transformers(folder, name=str(path))
+        model = _transformers(folder, settings, name=str(path))
     else:
         shown = sorted(p.name for p in folder.iterdir())
         hint = ""
@@ -85,10 +86,11 @@ def _own(folder: Path) -> Model:
     )
 
 
-def _transformers(folder: Path, name: str) -> Model:
+def _transformers(folder: Path, settings: Mapping[str, Any] | None, name: str) -> Model:
     from speechssl.hub.transformers_format import read_transformers
 
-    return _public(*read_transformers(folder), name=name, kind="transformers", source=folder)
+    found = read_transformers(folder, settings)
+    return _public(found, name=name, kind="transformers", source=folder)
 
 
 def _file(path: Path, settings: Mapping[str, Any] | None) -> Model:
@@ -99,26 +101,24 @@ def _file(path: Path, settings: Mapping[str, Any] | None) -> Model:
         raise ValueError(f"model: found the file {path}, want {FORMATS}")
     content = read_torch_file(path)
     if fairseq_format.is_fairseq(content):
-        parts, kind = fairseq_format.read_fairseq(content, path), "fairseq"
+        _no_settings(settings, path)
+        found, kind = fairseq_format.read_fairseq(content, path), "fairseq"
     elif torchaudio_format.is_torchaudio(content):
-        parts, kind = torchaudio_format.read_torchaudio(content, path, settings), "torchaudio"
+        found, kind = torchaudio_format.read_torchaudio(content, path, settings), "torchaudio"
     else:
         shown = [str(k) for k in content] if isinstance(content, Mapping) else [type(content)]
         raise ValueError(f"model: {path} holds {shown[:6]}; want {FORMATS}")
-    return _public(*parts, name=str(path), kind=kind, source=path)
+    return _public(found, name=str(path), kind=kind, source=path)
 
 
-def _public(
-    config: TransformerConfig,
-    state: Mapping[str, Tensor],
-    ctc: CtcTensors | None,
-    *,
-    name: str,
-    kind: str,
-    source: Path,
-) -> Model:
-    encoder = config.build()
-    load_strictly(encoder, state, str(source))
+def _no_settings(settings: Mapping[str, Any] | None, path: Path) -> None:
+    if settings:
+        raise ValueError(f"settings: found {sorted(settings)}, want none: {path} holds its own")
+
+
+def _public(found: Checkpoint, *, name: str, kind: str, source: Path) -> Model:
+    encoder, ctc = found.config.build(), found.head
+    load_strictly(encoder, found.state, str(source))
     head = None if ctc is None else _LinearCtc(encoder, ctc)
     return Model(
         encoder,
@@ -128,7 +128,7 @@ def _public(
         decode=None if ctc is None or ctc.vocabulary is None else _speller(ctc.vocabulary),
         blank=0 if ctc is None else ctc.blank,
         vocabulary=None if ctc is None else ctc.vocabulary,
-        provenance={"format": kind, "source": str(source)},
+        provenance={"format": kind, "source": str(source), "left_out": list(found.left_out)},
     )
 
 

@@ -106,6 +106,14 @@ class Model:
             f"{self.encoder.receptive_field_samples}) at {self.sample_rate_hz} Hz",
             "recogniser: " + ("yes, see transcribe()" if self._log_probs else "none"),
         ]
+        normalised = getattr(self.encoder.config, "normalize_wave", None)
+        if normalised is not None:
+            kind = "each brought to mean 0 and variance 1" if normalised else "taken as they are"
+            lines.insert(3, f"waves: {kind}")
+        left_out = self.provenance.get("left_out")
+        if left_out:
+            more = f" and {len(left_out) - 6} more" * (len(left_out) > 6)
+            lines.append(f"left out of the checkpoint: {', '.join(left_out[:6])}{more}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

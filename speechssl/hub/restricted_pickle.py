@@ -306,10 +306,11 @@ def _read_legacy(path: Path, file: IO[bytes]) -> Any:
 
 
 def load_tensors(values: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a state dict, read one after the other."""
+    """The tensors of a state dict, read one after the other; anything else is an error."""
     for name, value in values.items():
-        if isinstance(value, LazyTensor):
-            yield name, value.load()
+        if not isinstance(value, LazyTensor):
+            raise ValueError(f"{name}: found {type(value).__name__}, want a tensor")
+        yield name, value.load()
 
 
 def plain(value: Any, depth: int = 0) -> Any:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from speechssl.encoders.transformer import TransformerConfig
 
+Value = TypeVar("Value")
 POSITIONS = "pos_conv_embed.conv.parametrizations.weight"
 Row = tuple[str, tuple[str, ...]]
 """Our name, and theirs; several of theirs where ours is their concatenation."""
@@ -26,6 +28,31 @@ class CtcTensors:
     bias: Tensor
     blank: int
     vocabulary: Mapping[str, int] | None
+
+
+class Checkpoint(NamedTuple):
+    """A public checkpoint, read.
+
+    state: the encoder's state dict, in our names.
+    head: its CTC head, if any.
+    left_out: names, in the checkpoint's words, of tensors of other heads, codebooks and teachers.
+    """
+
+    config: TransformerConfig
+    state: dict[str, Tensor]
+    head: CtcTensors | None
+    left_out: tuple[str, ...]
+
+
+def leave_out(
+    found: Mapping[str, Value], beginnings: tuple[str, ...], prefix: str = ""
+) -> tuple[dict[str, Value], tuple[str, ...]]:
+    """Part `found` into what is kept, and the names that start with one of `beginnings`.
+
+    prefix: is taken off a name before it is looked at.
+    """
+    left_out = {k for k in found if k.removeprefix(prefix).startswith(beginnings)}
+    return {k: v for k, v in found.items() if k not in left_out}, tuple(sorted(left_out))
 
 
 def _pair(ours: str, theirs: str) -> Iterator[Row]:

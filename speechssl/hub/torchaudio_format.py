@@ -19,7 +19,14 @@ from torch import Tensor
 
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.hub.restricted_pickle import LazyTensor, load_tensors
-from speechssl.hub.tensor_names import CtcTensors, Row, assemble, tensor_names
+from speechssl.hub.tensor_names import (
+    Checkpoint,
+    CtcTensors,
+    Row,
+    assemble,
+    leave_out,
+    tensor_names,
+)
 
 MASK = "mask_generator.mask_embedding"
 PRETRAINING_TENSORS = ("logit_generator.", "feature_grad_mult")
@@ -55,7 +62,7 @@ def is_torchaudio(content: Any) -> bool:
 
 def read_torchaudio(
     content: Mapping[str, Any], path: Path, settings: Mapping[str, Any] | None = None
-) -> tuple[TransformerConfig, dict[str, Tensor], CtcTensors | None]:
+) -> Checkpoint:
     """Configuration, encoder state dict in our names, and CTC head of a state dict.
 
     content: what `read_torch_file` returned for `path`.
@@ -65,10 +72,8 @@ def read_torchaudio(
     if settings is None:
         settings = _beside(path)
     config = _to_config(settings, str(path))
-    found = {
-        k.removeprefix("wav2vec2."): v for k, v in load_tensors(content)
-        if not k.startswith(PRETRAINING_TENSORS)
-    }  # fmt: skip
+    wanted, left_out = leave_out(content, PRETRAINING_TENSORS)
+    found = {k.removeprefix("wav2vec2."): v for k, v in load_tensors(wanted)}
     found = {
         k.replace(".weight_g", f"{_G}0").replace(".weight_v", f"{_G}1"): v for k, v in found.items()
     }
@@ -79,7 +84,8 @@ def read_torchaudio(
         labels = settings.get("labels")
         vocabulary = None if labels is None else _vocabulary(labels)
         head = CtcTensors(found.pop("aux.weight"), found.pop("aux.bias"), 0, vocabulary)
-    return config, assemble(found, torchaudio_names(config), config, str(path)), head
+    state = assemble(found, torchaudio_names(config), config, str(path))
+    return Checkpoint(config, state, head, left_out)
 
 
 _G = ".parametrizations.weight.original"

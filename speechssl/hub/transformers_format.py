@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ import torch
 from torch import Tensor
 
 from speechssl.encoders.transformer import TransformerConfig
-from speechssl.hub.tensor_names import POSITIONS, CtcTensors, assemble, tensor_names
+from speechssl.hub.tensor_names import (
+    POSITIONS,
+    Checkpoint,
+    CtcTensors,
+    assemble,
+    leave_out,
+    tensor_names,
+)
 
 PREFIXES = {
     "hubert": "hubert.",
@@ -37,14 +45,24 @@ PRETRAINING_TENSORS = (
     "layer_norm_for_extract.",
     "ctc_proj.",
 )
-"""Tensors of pretraining heads; they are left out knowingly. Any other unknown one is an error."""
+TASK_TENSORS = (
+    "projector.",
+    "classifier.",
+    "layer_weights",
+    "tdnn.",
+    "objective.",
+    "feature_extractor.weight",
+    "feature_extractor.bias",
+)
+"""These and the tensors of pretraining heads are left out and listed. Any other unknown one is an
+error. The last two are a linear layer of ...ForXVector, whatever its name."""
 
 
-def read_transformers(
-    folder: str | Path,
-) -> tuple[TransformerConfig, dict[str, Tensor], CtcTensors | None]:
+def read_transformers(folder: str | Path, settings: Mapping[str, Any] | None = None) -> Checkpoint:
     """Return the configuration, the encoder's state dict in our names, and the CTC head if any.
 
+    settings: {"do_normalize": whether waves are brought to mean 0 and variance 1}, before what
+        preprocessor_config.json says; without either the front end's kind decides, with a warning.
     Raises `ValueError` if the architecture is not one that we compute exactly, or naming each
     tensor that is missing, left over, or of another shape. Nothing is unpickled.
     """
@@ -55,11 +73,11 @@ def read_transformers(
         raise ValueError(
             f"{folder}/config.json: found model_type {kind!r}, want one of {', '.join(PREFIXES)}"
         )
-    config = _to_config(values, _preprocessor(folder), str(folder))
+    config = _to_config(values, _normalizes(folder, values, settings or {}), str(folder))
     found = {_plain_name(k, PREFIXES[kind]): v for k, v in _read_tensors(folder).items()}
     head = _take_head(found, folder, values)
-    found = {k: v for k, v in found.items() if not k.startswith(PRETRAINING_TENSORS)}
-    return config, _to_ours(found, config, values, str(folder)), head
+    found, left_out = leave_out(found, (*PRETRAINING_TENSORS, *TASK_TENSORS))
+    return Checkpoint(config, _to_ours(found, config, values, str(folder)), head, left_out)
 
 
 def write_transformers(
@@ -117,9 +135,30 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _preprocessor(folder: Path) -> dict[str, Any]:
+def _normalizes(folder: Path, values: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether the model was trained on waves of mean 0 and variance 1."""
+    if settings.keys() - {"do_normalize"}:
+        raise ValueError(f"settings: found {sorted(settings)}, want do_normalize only")
+    if "do_normalize" in settings:
+        return bool(settings["do_normalize"])
     path = folder / "preprocessor_config.json"
-    return _read_json(path) if path.is_file() else {}
+    if path.is_file():
+        processor = _read_json(path)
+        if processor.get("sampling_rate", 16000) != 16000:
+            raise ValueError(
+                f"{path}: sampling_rate: found {processor['sampling_rate']}, want 16000, the only "
+                "one of this encoder"
+            )
+        return bool(processor.get("do_normalize", True))  # transformers' default
+    # Every published model with layer norms in its front end was trained on normalised waves.
+    norm = values.get("feat_extract_norm", "layer")
+    warnings.warn(
+        f"{folder}: found no preprocessor_config.json; waves are "
+        f"{'normalised' if norm == 'layer' else 'taken as they are'}, as by published models with "
+        f'a {norm} norm in their front end; settings={{"do_normalize": ...}} decides otherwise',
+        stacklevel=2,
+    )
+    return norm == "layer"
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -172,9 +211,7 @@ _REQUIRED = {
 """Settings that the encoder computes in one way only; the values are transformers' defaults."""
 
 
-def _to_config(
-    values: Mapping[str, Any], processor: Mapping[str, Any], source: str
-) -> TransformerConfig:
+def _to_config(values: Mapping[str, Any], normalize_wave: bool, source: str) -> TransformerConfig:
     for key, wanted in _REQUIRED.items():
         if values.get(key, wanted) != wanted:
             raise ValueError(
@@ -203,7 +240,7 @@ def _to_config(
         conv_kernels=tuple(need("conv_kernel")),
         conv_strides=tuple(need("conv_stride")),
         conv_bias=bool(need("conv_bias")),
-        normalize_wave=bool(processor.get("do_normalize", norm == "layer")),
+        normalize_wave=normalize_wave,
         layers=need("num_hidden_layers"),
         dim=need("hidden_size"),
         ffn_dim=need("intermediate_size"),

@@ -158,6 +158,11 @@ def test_hubert_with_its_dictionary_and_optimiser(
     ours = same_states(tmp_path / "hubert.pt", model)
     assert ours.encoder.config.normalize_wave is large
     assert ours.provenance["format"] == "fairseq" and "fairseq" not in sys.modules
+    assert ours.provenance["left_out"] == [
+        "final_proj.bias",
+        "final_proj.weight",
+        "label_embs_concat",
+    ]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -188,6 +193,76 @@ def test_data2vec_leaves_out_its_teacher(tmp_path: Path) -> None:
     ours = same_states(tmp_path / "d2v.pt", model)
     assert ours.encoder.config.pos_conv_depth == 3
     assert ours.encoder.config.pos_conv_kernel == 7
+
+
+def dinosr_content(model: Any, dictionary: Any, **more: Any) -> dict[str, Any]:
+    """A DinoSR file: data2vec's encoder, prediction heads, codebooks, and its teachers' weights."""
+    heads = {f"heads.{i}.{leaf}": torch.randn(7, *([DIM] if leaf == "weight" else []))
+             for i in range(2) for leaf in ("weight", "bias")}  # fmt: skip
+    books = {f"_codebook{i}": torch.randn(7, DIM) for i in range(2)}
+    books |= {f"_codebook_cnts{i}": torch.ones(7) for i in range(2)}
+    teachers = {
+        "_ema": {k.removeprefix("encoder."): v.clone() for k, v in old_state(model, True).items()
+                 if k.startswith("encoder.layers.")},
+        "_pre_encoder_cnn": {"conv_layers.0.0.weight": torch.randn(48, 1, 10)},
+        "_pre_encoder_ln": {"weight": torch.ones(48)},
+        "_pre_encoder_proj": {"weight": torch.randn(DIM, 48)},
+    }  # fmt: skip
+    settings = {
+        "_name": "dinosr", **SETTINGS, **STACK, "feature_grad_mult": 1.0, "discrete": True,
+        "codebook_size": 7, "average_top_k_layers": 2, "instance_norm_target_layer": True,
+    }  # fmt: skip
+    return {
+        "args": None,
+        "cfg": {
+            "model": argparse.Namespace(**settings),
+            "task": argparse.Namespace(_name="audio_pretraining", normalize=True),
+            "optimization": {"max_update": 400000},
+        },
+        "model": {**old_state(model, True), **heads, **books, **teachers, **more},
+        "task_state": {"target_dictionary": dictionary},
+        "extra_state": {"train_iterator": {"epoch": 3}, "metrics": {"default": [np.float64(1.0)]}},
+        "last_optimizer_state": {"state": {}, "param_groups": [{"lr": 5e-4}]},
+    }
+
+
+def test_dinosr_lists_its_codebooks_and_teachers_as_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = their_model("Data2VecAudio", **STACK_THEIRS)
+    content = dinosr_content(model, fairseq_objects(monkeypatch)([]))
+    torch.save(content, tmp_path / "dinosr.pt")
+    monkeypatch.undo()
+    ours = same_states(tmp_path / "dinosr.pt", model)
+    config = ours.encoder.config
+    assert (config.pos_conv_depth, config.pos_conv_kernel) == (3, 7) and config.normalize_wave
+    left_out = set(ours.provenance["left_out"])
+    assert left_out == content["model"].keys() - old_state(model, True).keys()
+    assert {"_codebook0", "_codebook_cnts1", "_ema", "_pre_encoder_ln", "heads.1.bias"} < left_out
+    assert "left out of the checkpoint: _codebook0, " in ours.describe()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"codebooks.0": torch.ones(2)}, r"unexpected codebooks\.0 \(2,\)"),
+        ({"teacher.layers.0.fc1.weight": torch.ones(2)}, r"unexpected teacher\.layers"),
+        (
+            {"encoder.extra": {"weight": torch.ones(2)}},
+            r"encoder\.extra: found dict, want a tensor",
+        ),
+        ({"mask_emb": None}, r"mask_emb: found NoneType, want a tensor"),
+    ],
+)
+def test_dinosr_with_what_nobody_knows_is_refused(
+    more: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = their_model("Data2VecAudio", **STACK_THEIRS)
+    dictionary = fairseq_objects(monkeypatch)([])
+    torch.save(dinosr_content(model, dictionary, **more), tmp_path / "dinosr.pt")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=message):
+        speechssl.load(tmp_path / "dinosr.pt")
 
 
 @pytest.mark.parametrize("size", ["base", "large"])

@@ -46,8 +46,12 @@ def their_model(family: str, shape: str) -> Any:
     return model
 
 
+# Their processor does the normalisation of the wave; it is not part of their model.
+AS_IT_IS = {"do_normalize": False}
+
+
 def our_model(folder: Path) -> Any:
-    config, state, _ = read_transformers(folder)
+    config, state, *_ = read_transformers(folder, AS_IT_IS)
     model = config.build().eval()
     model.load_state_dict(state)
     return model
@@ -73,8 +77,6 @@ def test_every_hidden_state_equals_theirs(family: str, shape: str, tmp_path: Pat
     wave = torch.randn(1, 20000)
     want = their_states(model, wave)
     ours = our_model(tmp_path)
-    # Their processor does the normalisation of the wave; it is not part of their model.
-    object.__setattr__(ours.config, "normalize_wave", False)
     with torch.no_grad():
         got = ours(wave, torch.tensor([20000])).hidden
     assert len(got) == len(want) == 4
@@ -111,9 +113,9 @@ def test_writing_what_was_read_gives_the_same_tensors(
 ) -> None:
     model = their_model(family, shape)
     model.save_pretrained(tmp_path / "theirs")
-    config, state, _ = read_transformers(tmp_path / "theirs")
+    config, state, *_ = read_transformers(tmp_path / "theirs", AS_IT_IS)
     write_transformers(tmp_path / "again", config, state)
-    config_again, state_again, _ = read_transformers(tmp_path / "again")
+    config_again, state_again, *_ = read_transformers(tmp_path / "again")
     assert config_again == config
     assert state.keys() == state_again.keys()
     assert all(torch.equal(state[k], state_again[k]) for k in state)
@@ -126,7 +128,7 @@ def test_writing_what_was_read_gives_the_same_tensors(
 def test_old_files_with_weight_g_and_a_prefix_are_read(tmp_path: Path) -> None:
     model = their_model("Hubert", "base")
     model.save_pretrained(tmp_path)
-    _, want, _ = read_transformers(tmp_path)
+    _, want, *_ = read_transformers(tmp_path, AS_IT_IS)
     state = {}
     for name, value in model.state_dict().items():
         name = name.replace("parametrizations.weight.original0", "weight_g")
@@ -136,7 +138,7 @@ def test_old_files_with_weight_g_and_a_prefix_are_read(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     torch.save(state, tmp_path / "pytorch_model.bin")
     (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "A": 1}))
-    _, got, head = read_transformers(tmp_path)
+    _, got, head, _ = read_transformers(tmp_path, AS_IT_IS)
     assert all(torch.equal(want[k], got[k]) for k in want)
     assert head is not None
     assert torch.equal(head.weight, state["lm_head.weight"])
@@ -151,9 +153,9 @@ def test_missing_and_left_over_tensors_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"missing encoder\.layers\.1\.attention\.q_proj\.weight"):
-        read_transformers(tmp_path)
+        read_transformers(tmp_path, AS_IT_IS)
     with pytest.raises(ValueError, match=r"unexpected surplus\.weight"):
-        read_transformers(tmp_path)
+        read_transformers(tmp_path, AS_IT_IS)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_an_architecture_that_is_not_ours_is_refused(key: str, value: Any, tmp_p
         values[key] = value
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=key):
-        read_transformers(tmp_path)
+        read_transformers(tmp_path, AS_IT_IS)
 
 
 @pytest.mark.parametrize(("family", "shape"), [("WavLM", "large"), ("Wav2Vec2", "large_bias")])
@@ -184,7 +186,6 @@ def test_padded_layer_norm_models_equal_theirs_with_their_mask(
     model = their_model(family, shape)
     model.save_pretrained(tmp_path)
     ours = our_model(tmp_path)
-    object.__setattr__(ours.config, "normalize_wave", False)
     lengths = torch.tensor([24000, 9000])
     wave = torch.randn(2, 24000) * (torch.arange(24000)[None] < lengths[:, None])
     keep = (torch.arange(24000)[None] < lengths[:, None]).long()
@@ -202,7 +203,7 @@ def test_a_recogniser_written_opens_there_with_equal_scores(
 ) -> None:
     model = their_model(family, shape)
     model.save_pretrained(tmp_path / "theirs")
-    config, state, _ = read_transformers(tmp_path / "theirs")
+    config, state, *_ = read_transformers(tmp_path / "theirs", AS_IT_IS)
     head = CtcTensors(torch.randn(5, 96), torch.randn(5), 0, {"<pad>": 0, "|": 1, "É": 2})
     write_transformers(tmp_path / "ours", config, state, head)
     theirs = transformers.AutoModelForCTC.from_pretrained(tmp_path / "ours").eval()
@@ -228,4 +229,4 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     their_model("Hubert", "base").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors"):
-        read_transformers(tmp_path)
+        read_transformers(tmp_path, AS_IT_IS)

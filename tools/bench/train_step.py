@@ -155,7 +155,7 @@ def build_ours(options: Options) -> tuple[nn.Module, Hidden]:
 
     from speechssl.hub.transformers_format import read_transformers
 
-    config, state, _ = read_transformers(options.weights or "")
+    config, state, *_ = read_transformers(options.weights or "")
     config = dataclasses.replace(config, conv_gradient_scale=1.0, normalize_wave=False)
     model = config.build()
     model.load_state_dict(state, assign=True)
