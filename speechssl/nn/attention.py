@@ -60,15 +60,22 @@ class SelfAttention(nn.Module):
         if gate is not None and self._use_flex(x, dropout):
             y = flex_gated(q, k, v, keep, gate, bias)
         else:
-            mask = _attention_mask(q, keep, gate, bias)
-            attend = plain_attention if _is_short(q) else F.scaled_dot_product_attention
-            y = attend(q, k, v, attn_mask=mask, dropout_p=dropout)
+            y = attention(q, k, v, _attention_mask(q, keep, gate, bias), dropout)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def _use_flex(self, x: Tensor, dropout: float) -> bool:
         if self.kernel == "auto":
             return x.is_cuda and dropout == 0.0
         return self.kernel == "flex"
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k / sqrt(E)) v by whichever kernel is the fastest here: (B, H, T, E) each.
+
+    mask: additive, or bool with True where attention is allowed; of any shape that expands.
+    """
+    attend = plain_attention if _is_short(q) else F.scaled_dot_product_attention
+    return attend(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 def _is_short(q: Tensor) -> bool:
