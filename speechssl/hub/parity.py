@@ -66,7 +66,7 @@ def parity_report(
         import transformers
     except ImportError:
         raise ValueError("parity: needs transformers; pip install 'speechssl[hub]'") from None
-    encoder = transformer_encoder(model)
+    encoder: Any = transformer_encoder(model) if reference is None else model.encoder
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if reference is None else Path(reference)
         if reference is None:

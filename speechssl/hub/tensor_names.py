@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from speechssl.config import EncoderConfig
+from speechssl.encoders.frame_encoder import FrameEncoderConfig
 from speechssl.encoders.transformer import TransformerConfig
 
 Value = TypeVar("Value")
@@ -38,7 +40,7 @@ class Checkpoint(NamedTuple):
     left_out: names, in the checkpoint's words, of tensors of other heads, codebooks and teachers.
     """
 
-    config: TransformerConfig
+    config: EncoderConfig
     state: dict[str, Tensor]
     head: CtcTensors | None
     left_out: tuple[str, ...]
@@ -55,31 +57,37 @@ def leave_out(
     return {k: v for k, v in found.items() if k not in left_out}, tuple(sorted(left_out))
 
 
-def _pair(ours: str, theirs: str) -> Iterator[Row]:
+def pair(ours: str, theirs: str) -> Iterator[Row]:
+    """Rows of a weight and a bias."""
     for leaf in ("weight", "bias"):
         yield f"{ours}.{leaf}", (f"{theirs}.{leaf}",)
 
 
-def tensor_names(config: TransformerConfig) -> Iterator[Row]:
-    """One row per tensor of the encoder."""
+def front_names(config: FrameEncoderConfig) -> Iterator[Row]:
+    """One row per tensor of the wave front end, its projection and the mask."""
     for i in range(len(config.conv_kernels)):
         ours, theirs = f"front.layers.{i}", f"feature_extractor.conv_layers.{i}"
         yield f"{ours}.weight", (f"{theirs}.conv.weight",)
         if config.conv_bias:
             yield f"{ours}.bias", (f"{theirs}.conv.bias",)
         if i == 0 or config.front_norm == "layer":
-            yield from _pair(f"{ours}.norm", f"{theirs}.layer_norm")
-    yield from _pair("front_norm", "feature_projection.layer_norm")
-    yield from _pair("projection", "feature_projection.projection")
+            yield from pair(f"{ours}.norm", f"{theirs}.layer_norm")
+    yield from pair("front_norm", "feature_projection.layer_norm")
+    yield from pair("projection", "feature_projection.projection")
     yield "mask_emb", ("masked_spec_embed",)
+
+
+def tensor_names(config: TransformerConfig) -> Iterator[Row]:
+    """One row per tensor of the encoder."""
+    yield from front_names(config)
     if config.pos_conv_depth == 1:
         yield "pos_conv.g", (f"encoder.{POSITIONS}.original0",)
         yield "pos_conv.v", (f"encoder.{POSITIONS}.original1",)
         yield "pos_conv.bias", ("encoder.pos_conv_embed.conv.bias",)
     else:
         for i in range(config.pos_conv_depth):
-            yield from _pair(f"pos_conv.layers.{i}", f"encoder.pos_conv_embed.layers.{i}.conv")
-    yield from _pair("layer_norm", "encoder.layer_norm")
+            yield from pair(f"pos_conv.layers.{i}", f"encoder.pos_conv_embed.layers.{i}.conv")
+    yield from pair("layer_norm", "encoder.layer_norm")
     if config.relative_buckets:
         yield "relative_bias.table", ("encoder.layers.0.attention.rel_attn_embed.weight",)
     for i in range(config.layers):
@@ -90,19 +98,19 @@ def _layer_names(ours: str, theirs: str, config: TransformerConfig) -> Iterator[
     for leaf in ("weight", "bias"):
         parts = tuple(f"{theirs}.attention.{x}_proj.{leaf}" for x in "qkv")
         yield f"{ours}.attention.qkv.{leaf}", parts
-    yield from _pair(f"{ours}.attention.out", f"{theirs}.attention.out_proj")
-    yield from _pair(f"{ours}.attention_norm", f"{theirs}.layer_norm")
-    yield from _pair(f"{ours}.fc1", f"{theirs}.feed_forward.intermediate_dense")
-    yield from _pair(f"{ours}.fc2", f"{theirs}.feed_forward.output_dense")
-    yield from _pair(f"{ours}.ffn_norm", f"{theirs}.final_layer_norm")
+    yield from pair(f"{ours}.attention.out", f"{theirs}.attention.out_proj")
+    yield from pair(f"{ours}.attention_norm", f"{theirs}.layer_norm")
+    yield from pair(f"{ours}.fc1", f"{theirs}.feed_forward.intermediate_dense")
+    yield from pair(f"{ours}.fc2", f"{theirs}.feed_forward.output_dense")
+    yield from pair(f"{ours}.ffn_norm", f"{theirs}.final_layer_norm")
     if config.relative_buckets:
         gate = f"{theirs}.attention.gru_rel_pos"
         yield f"{ours}.attention.gate.scale", (f"{gate}_const",)
-        yield from _pair(f"{ours}.attention.gate.projection", f"{gate}_linear")
+        yield from pair(f"{ours}.attention.gate.projection", f"{gate}_linear")
 
 
 def assemble(
-    found: Mapping[str, Tensor], table: Iterable[Row], config: TransformerConfig, source: str
+    found: Mapping[str, Tensor], table: Iterable[Row], config: EncoderConfig, source: str
 ) -> dict[str, Tensor]:
     """Our state dict of their tensors, float32.
 

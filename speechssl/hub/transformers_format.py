@@ -1,7 +1,8 @@
 """Model folders of transformers (config.json with safetensors or .bin): read and write, strictly.
 
-Covers HuBERT, WavLM and data2vec (audio), and the models that share HuBERT's module tree: wav2vec
-2.0, UniSpeech and UniSpeech-SAT. transformers itself is not needed.
+Reads and writes HuBERT, WavLM and data2vec (audio); reads the models that share HuBERT's module tree:
+wav2vec 2.0, UniSpeech and UniSpeech-SAT; and wav2vec 2.0 Conformer. transformers itself is not
+needed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speechssl.encoders.conformer import ConformerConfig
 from speechssl.encoders.transformer import TransformerConfig
+from speechssl.hub import conformer_format
 from speechssl.hub.tensor_names import (
     POSITIONS,
     Checkpoint,
@@ -33,6 +36,7 @@ PREFIXES = {
     "unispeech": "unispeech.",
     "unispeech-sat": "unispeech_sat.",
     "data2vec-audio": "data2vec_audio.",
+    conformer_format.KIND: "wav2vec2_conformer.",
 }
 
 PRETRAINING_TENSORS = (
@@ -73,10 +77,17 @@ def read_transformers(folder: str | Path, settings: Mapping[str, Any] | None = N
         raise ValueError(
             f"{folder}/config.json: found model_type {kind!r}, want one of {', '.join(PREFIXES)}"
         )
-    config = _to_config(values, _normalizes(folder, values, settings or {}), str(folder))
+    normalize_wave = _normalizes(folder, values, settings or {})
     found = {_plain_name(k, PREFIXES[kind]): v for k, v in _read_tensors(folder).items()}
     head = _take_head(found, folder, values)
     found, left_out = leave_out(found, (*PRETRAINING_TENSORS, *TASK_TENSORS))
+    if kind == conformer_format.KIND:
+        shared = _to_config(conformer_format.as_transformer(values), normalize_wave, str(folder))
+        config = conformer_format.conformer_config(shared, values, str(folder))
+        found, unused = leave_out(found, conformer_format.UNUSED_TENSORS)
+        found, left_out = conformer_format.conformer_tensors(found), (*left_out, *unused)
+    else:
+        config = _to_config(values, normalize_wave, str(folder))
     return Checkpoint(config, _to_ours(found, config, values, str(folder)), head, left_out)
 
 
@@ -311,11 +322,16 @@ def _from_config(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _to_ours(
-    found: dict[str, Tensor], config: TransformerConfig, values: Mapping[str, Any], source: str
+    found: dict[str, Tensor],
+    config: TransformerConfig | ConformerConfig,
+    values: Mapping[str, Any],
+    source: str,
 ) -> dict[str, Tensor]:
     # transformers leaves the mask vector out of a model whose config never masks.
     masks = values.get("mask_time_prob", 0.05) > 0 or values.get("mask_feature_prob", 0.0) > 0
     if "masked_spec_embed" not in found and not masks:
         generator = torch.Generator().manual_seed(0)
         found["masked_spec_embed"] = torch.rand(config.dim, generator=generator)
+    if isinstance(config, ConformerConfig):
+        return assemble(found, conformer_format.conformer_names(config), config, source)
     return assemble(found, tensor_names(config), config, source)
