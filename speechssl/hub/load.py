@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 FORMATS = (
     "an experiment folder with model.json and model.safetensors (own format); a transformers "
     "folder of HuBERT, WavLM, wav2vec 2.0 (also Conformer), data2vec, UniSpeech or UniSpeech-SAT "
-    "with config.json and model.safetensors; a .pt file of fairseq or UniLM; or a .pt or .pth state dict of "
-    "torchaudio with its settings in a .json beside it"
+    "with config.json and model.safetensors; a .pt file of fairseq or UniLM; or a .pt or .pth "
+    "state dict of torchaudio with its settings in a .json beside it"
 )
 OWN_FILES = ("model.json", "model.safetensors", "config.json", "pytorch_model.bin")
 
