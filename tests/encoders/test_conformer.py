@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -130,6 +133,47 @@ def test_in_training_batch_norm_sees_the_valid_frames_of_the_batch() -> None:
     torch.testing.assert_close(norm.running_mean, theirs.running_mean)
     torch.testing.assert_close(norm.running_var, theirs.running_var)
     torch.testing.assert_close(norm.eval()(x), theirs.eval()(x.transpose(1, 2)).transpose(1, 2))
+
+
+def test_batch_norm_over_two_ranks_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads as ranks of unlike size: same output, statistics and summed gradients."""
+    x = torch.randn(5, 20, 8)
+    padding = torch.arange(20)[None] >= torch.tensor([20, 7, 13, 20, 1])[:, None]
+    weight = torch.randn_like(x) * ~padding[..., None]
+    alone = FrameBatchNorm(8).train()
+    leaf = x.clone().requires_grad_()
+    want = alone(leaf, padding)
+    (want * weight).sum().backward()
+
+    barrier, boxes, rank = threading.Barrier(2), [torch.empty(0)] * 2, threading.local()
+
+    def all_reduce_sum(y: Tensor) -> Tensor:
+        boxes[rank.number] = y
+        barrier.wait()
+        total = boxes[0] + boxes[1]
+        barrier.wait()
+        return total
+
+    monkeypatch.setattr("speechssl.nn.frame_norms.dist.all_reduce_sum", all_reduce_sum)
+    norms = [FrameBatchNorm(8).train() for _ in range(2)]
+
+    def run(number: int) -> tuple[Tensor, Tensor]:
+        rank.number = number
+        rows = slice(0, 2) if number == 0 else slice(2, 5)
+        part = x[rows].clone().requires_grad_()
+        got = norms[number](part, padding[rows])
+        (got * weight[rows]).sum().backward()
+        return got.detach(), part.grad
+
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(run, range(2)))
+    close = functools.partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+    close(torch.cat([p[0] for p in parts])[~padding], want[~padding])
+    close(torch.cat([p[1] for p in parts]), leaf.grad)
+    close(norms[0].weight.grad + norms[1].weight.grad, alone.weight.grad)
+    for norm in norms:
+        close(norm.running_mean, alone.running_mean)
+        close(norm.running_var, alone.running_var)
 
 
 def test_the_utterance_norm_is_a_group_norm_of_each_utterance_alone() -> None:
