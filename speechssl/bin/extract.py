@@ -1,22 +1,25 @@
-"""`speechssl extract`: frame features of any layer, for any audio."""
+"""`speechssl extract`: frame features of any layer, utterance vectors or units, for any audio."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, Literal
 
 from speechssl.config import parse
 
-DESCRIPTION = """Write frame features of chosen layers, for any audio.
+DESCRIPTION = """Write frame features of chosen layers, for any audio; or one vector per utterance
+(--pool), or the unit of each frame (--clusters).
 
-One .npy (frames, width) per utterance and layer, and index.jsonl. Frame t is computed from samples
-[320 t, 320 t + 400) at 16 kHz. Run again with the same output, it continues; started by torchrun,
-its processes share the work. Audio that cannot be read, or is shorter than a frame, is left out and
-listed in skipped.txt. Hours of one recording need no more memory than minutes."""
+Frame t is computed from samples [320 t, 320 t + 400) at 16 kHz. As .npy: one file (frames, width)
+per utterance and layer, and index.jsonl. Run again with the same output, it continues, and the
+files are those of a run without a break; started by torchrun, its processes share the work. Audio
+that cannot be read, or is shorter than a frame, is left out and listed in skipped.txt. Hours of one
+recording need no more memory than minutes."""
+
+UNIT_FORMATS = ("labels", "jsonl")
 
 
 # No TYPE_CHECKING imports in this file: jsonargparse runs them, and --help would load torch.
@@ -34,14 +37,24 @@ class ExtractOptions:
     """Audio to read instead: files, folders or globs, as '[a,b]'; the path becomes the id."""
     layers: list[int] | None = None
     """Layers, as '[6,9]': 0 is the transformer's input, -1 the last layer; default all."""
-    format: Literal["npy", "hdf5"] = "npy"
-    """hdf5 also gathers everything in features.h5 at the end (needs h5py)."""
+    pool: Literal["none", "mean", "mean_std"] = "none"
+    """One vector per utterance instead of frames: their mean, or mean and standard deviation."""
+    clusters: str | None = None
+    """Folder of `speechssl cluster fit`: write only the unit of each frame of its layer. Up to
+    chunk_seconds, these are the labels that `speechssl cluster apply` gives."""
+    format: Literal["npy", "hdf5", "shar", "labels", "jsonl"] | None = None
+    """npy (the default); hdf5, which also gathers everything in features.h5 at the end (needs
+    h5py); shar, which lhotse.CutSet.from_shar reads. With clusters: labels (the default), a label
+    store for pretraining; or jsonl, one line per utterance."""
+    shard_size: int | None = None
+    """Cuts per shard of shar, 1000 by default; a process takes whole shards."""
     dtype: Literal["float32", "float16"] = "float32"
     """How numbers are stored."""
-    batch_seconds: float = 80.0
-    """Audio seconds, padding included, that are computed at once; sets the memory."""
-    chunk_seconds: float = 40.0
-    """Longer utterances are computed in windows of this length."""
+    batch_seconds: float | None = None
+    """Audio seconds, padding included, that are computed at once; sets the memory. Default: as is
+    fast on the device."""
+    chunk_seconds: float | None = None
+    """Longer utterances are computed in windows of this length; default 40, with clusters 100."""
     overlap_seconds: float = 4.0
     """Context dropped at each inner border of such a window."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -56,6 +69,36 @@ class ExtractOptions:
             raise ValueError(
                 f"cuts, audio: found {'both' if self.cuts else 'neither'}, want one of them: "
                 "--cuts cuts.jsonl.gz, or --audio '[folder]'"
+            )
+        if self.shard_size is not None and self.format != "shar":
+            raise ValueError(
+                f"shard_size: found {self.shard_size} without format shar, want --format shar, or "
+                "no shard_size"
+            )
+        if self.shard_size is not None and self.shard_size < 1:
+            raise ValueError(f"shard_size: found {self.shard_size}, want 1 or more")
+        if self.clusters is None:
+            if self.format in UNIT_FORMATS:
+                raise ValueError(
+                    f"format: found {self.format} without clusters, want the folder of `speechssl "
+                    "cluster fit` as --clusters, or the format npy, hdf5 or shar"
+                )
+            return
+        if self.format is not None and self.format not in UNIT_FORMATS:
+            raise ValueError(
+                f"format: found {self.format} with clusters, want labels or jsonl: units are "
+                "written, no features"
+            )
+        for name, found, plain in (("pool", self.pool, "none"), ("dtype", self.dtype, "float32")):
+            if found != plain:
+                raise ValueError(
+                    f"{name}: found {found} with clusters, want none given: units are integers, "
+                    "one per frame"
+                )
+        if self.layers is not None and len(self.layers) != 1:
+            raise ValueError(
+                f"layers: found {self.layers} with clusters, want none given, or the one layer "
+                "that was clustered"
             )
 
 
@@ -79,142 +122,228 @@ def run(options: ExtractOptions) -> int:
     import torch
 
     from speechssl import dist, load
-    from speechssl.hub.store import merge_index, write_hdf5
+    from speechssl.hub.extract import Plan
+    from speechssl.hub.store import require_h5py, write_hdf5
 
     device = dist.init(options.device)
+    given = {} if options.batch_seconds is None else {"batch_seconds": options.batch_seconds}
+    plan = Plan(
+        **given,
+        chunk_seconds=_chunk_seconds(options),
+        overlap_seconds=options.overlap_seconds,
+        readers=options.readers,
+        # Without order, a kill loses no more than the open batch.
+        in_order=options.format == "shar",
+    )
+    if options.format == "hdf5":
+        require_h5py()
     items = _items(options)
     model = load(options.model, device)
     model.to(dtype=torch.bfloat16 if options.bf16 else torch.float32)
-    writer = _writer(options, model)
-    before = len(writer.done)
+    work = _units(options, model, device) if options.clusters else _features(options, model)
+    before = len(work.store)
     if before and dist.is_main():
-        print(f"{before} of {len(items)} are there already")
-    faults: dict[str, str] = {}
-    start = time.perf_counter()
-    seconds, frames = _extract(options, model, items, writer, faults)
-    passed = time.perf_counter() - start
-    count = len(writer.done) - before
-    totals = dist.gather_objects((seconds, frames, count, passed, faults))
+        print(f"{before} of {len(items)} are there already", flush=True)
+    with Progress(len(items), before) as progress:
+        for share in work.store.shares(items):
+            stream = model.extract_iter(
+                share, work.layers, on_error=work.store.fault, **dataclasses.asdict(plan)
+            )
+            for features in stream:
+                work.store.add(features)
+                progress(features.seconds, features.num_frames)
+    here = (progress.audio, progress.frames, len(work.store) - before, progress.passed)
+    skipped = work.store.finish()
+    totals = dist.gather_objects(here)
+    if work.report is not None:
+        work.report(sorted(skipped))
     if not dist.is_main():
         return 0
     seconds, frames, count = (sum(t[i] for t in totals) for i in range(3))
     passed = max(t[3] for t in totals)
-    merge_index(options.output)
-    _list_skipped(Path(options.output), {k: v for t in totals for k, v in t[4].items()})
+    _list_skipped(Path(options.output), skipped)
     if options.format == "hdf5":
         print(f"{write_hdf5(options.output, Path(options.output) / 'features.h5')} in features.h5")
     print(
         f"{count} utterances, {seconds:.1f} s of audio, {frames} frames per layer, "
-        f"{len(model.resolve_layers(options.layers))} layers -> {options.output}"
+        f"{work.what} -> {options.output}"
     )
     if seconds:
-        print(f"{passed:.1f} s: {seconds / passed:.1f} times real time, RTF {passed / seconds:.4f}")
+        rate = seconds / passed
+        print(f"{passed:.1f} s: {rate:.1f} hours of audio per hour, RTF {1 / rate:.4f}")
     return 0 if before + count else 1
 
 
-def _writer(options: ExtractOptions, model: Any) -> Any:
-    """This rank's writer; the first rank settles what the folder holds before the others look."""
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """store: what is written. report: called with the ids left out, at the end, on every rank."""
+
+    store: Any
+    layers: list[int]
+    what: str
+    report: Any = None
+
+
+def _features(options: ExtractOptions, model: Any) -> Work:
     from speechssl import dist
+    from speechssl.hub.shar import SharWriter
     from speechssl.hub.store import FeatureWriter
 
+    layers = list(model.resolve_layers(options.layers))
+    meta = _meta(options, model, layers)
     part = dist.rank() if dist.world_size() > 1 else None
-    writer = None
-    if dist.is_main():
-        writer = FeatureWriter(options.output, _meta(options, model), options.dtype, part)
+
+    def make() -> Any:
+        if options.format == "shar":
+            size = 1000 if options.shard_size is None else options.shard_size
+            return SharWriter(options.output, meta, options.dtype, size, options.pool)
+        return FeatureWriter(options.output, meta, options.dtype, part, options.pool)
+
+    return Work(_main_first(make), layers, f"{len(layers)} layers")
+
+
+def _units(options: ExtractOptions, model: Any, device: Any) -> Work:
+    import torch
+
+    from speechssl import dist
+    from speechssl.bin.cluster import label_meta, report_labels
+    from speechssl.hub.units import UnitFile, UnitLabels
+    from speechssl.labels.codebook import load_codebook
+    from speechssl.labels.features import EncoderFeatures, weights_hash
+    from speechssl.labels.stream import LabelCounts
+
+    codebook = load_codebook(str(options.clusters))
+    layer = _clustered_layer(options, codebook.info["features"], model)
+    info = {"model_hash": weights_hash(model.encoder)}
+    extractor = EncoderFeatures(model.encoder, layer, device=device, bf16=options.bf16, info=info)
+    meta = label_meta(codebook, extractor)
+    assign = codebook.assigner(device)
+    counts = LabelCounts(counts=torch.zeros(codebook.classes, dtype=torch.int64).numpy())
+
+    def units(frames: Any) -> Any:
+        return assign(torch.from_numpy(frames).to(device)).cpu().numpy()
+
+    what = f"units of layer {layer}, {codebook.classes} classes"
+    if options.format == "jsonl":
+        meta = {**meta, **_meta(options, model, [layer])}
+        store = _main_first(lambda: UnitFile(options.output, meta, units, counts.add))
+        return Work(store, [layer], what)
+    # All ranks at once: a label store waits for all of its writers.
+    labels = UnitLabels(options.output, meta, units, counts.add)
+    counts.already = len(labels) if dist.is_main() else 0
+
+    def report(skipped: list[str]) -> None:
+        report_labels(options.output, counts, skipped)
+
+    return Work(labels, [layer], what, report)
+
+
+def _clustered_layer(options: ExtractOptions, features: dict[str, Any], model: Any) -> int:
+    if features["kind"] != "encoder":
+        raise ValueError(
+            f"clusters: found clusters of {features['kind']} in {options.clusters}, want those of "
+            "a model's layer; `speechssl cluster apply` gives the units of these"
+        )
+    layer = int(features["layer"])
+    if options.layers is not None and list(model.resolve_layers(options.layers)) != [layer]:
+        raise ValueError(
+            f"layers: found {options.layers}, want none given, or [{layer}], the layer that was "
+            f"clustered in {options.clusters}"
+        )
+    return layer
+
+
+def _main_first(make: Any) -> Any:
+    """This rank's store; the first rank settles what the folder holds before the others look."""
+    from speechssl import dist
+
+    store = make() if dist.is_main() else None
     dist.barrier()
-    if writer is None:
-        writer = FeatureWriter(options.output, _meta(options, model), options.dtype, part)
+    store = make() if store is None else store
     dist.barrier()  # nobody writes before all know what is done
-    return writer
+    return store
 
 
 def _items(options: ExtractOptions) -> Any:
-    if options.cuts:
-        from speechssl.hub.cuts import CutItems
+    from speechssl.hub.cuts import CutItems, FileItems
 
-        return CutItems(options.cuts)
-    from speechssl.hub.audio import as_items, find_audio
-
-    return list(as_items(find_audio(options.audio), None))
+    return CutItems(options.cuts) if options.cuts else FileItems(options.audio)
 
 
-def _meta(options: ExtractOptions, model: Any) -> dict[str, Any]:
+def _chunk_seconds(options: ExtractOptions) -> float:
+    if options.chunk_seconds is not None:
+        return options.chunk_seconds
+    return 100.0 if options.clusters else 40.0
+
+
+def _meta(options: ExtractOptions, model: Any, layers: list[int]) -> dict[str, Any]:
     return {
         "model": options.model,
-        "layers": list(model.resolve_layers(options.layers)),
+        "layers": layers,
         "dim": model.dim,
         "frame_rate_hz": model.frame_rate_hz,
         "hop_samples": model.geometry.hop_samples,
         "field_samples": model.geometry.field_samples,
         "sample_rate_hz": model.sample_rate_hz,
-        "chunk_seconds": options.chunk_seconds,
+        "chunk_seconds": _chunk_seconds(options),
         "overlap_seconds": options.overlap_seconds,
         "bf16": options.bf16,
     }
 
 
-def _extract(
-    options: ExtractOptions,
-    model: Any,
-    items: Any,
-    writer: Any,
-    faults: dict[str, str],
-) -> tuple[float, int]:
-    """Write features of all items not done; returns seconds of audio and frames."""
-    seconds, frames = 0.0, 0
-    stream = model.extract_iter(
-        _pending(items, writer.done),
-        options.layers,
-        on_error=lambda name, error: faults.update({name: str(error)}),
-        batch_seconds=options.batch_seconds,
-        chunk_seconds=options.chunk_seconds,
-        overlap_seconds=options.overlap_seconds,
-        readers=options.readers,
-        # A kill then loses no more than the open batch.
-        in_order=False,
-    )
-    with Ticker(items, len(writer.done)) as ticker:
-        for features in stream:
-            writer.add(features)
-            seconds += features.seconds
-            frames += features.num_frames
-            ticker.tick(seconds)
-    return seconds, frames
+class Progress:
+    """Hours of audio done, their rate and the time left, of this process.
 
+    A bar on a terminal; elsewhere a line a minute, of the first process.
+    """
 
-def _pending(items: Iterable[Any], done: set[str]) -> Iterator[Any]:
-    """This rank's share of what is not done."""
-    from speechssl import dist
+    every_seconds = 60.0
 
-    for number, item in enumerate(items):
-        if number % dist.world_size() == dist.rank() and item.id not in done:
-            yield item
+    def __init__(self, total: int, done: int) -> None:
+        from speechssl import dist
 
+        # Shares are equal but for one utterance, or one shard.
+        world = dist.world_size()
+        self.total, self.count = -(-total // world), done // world
+        self.before = self.count
+        self.audio, self.frames = 0.0, 0
+        self.is_main = dist.is_main()
 
-class Ticker:
-    """A bar with rate and time left on a terminal; a line a minute elsewhere."""
-
-    def __init__(self, items: Sized, done: int) -> None:
+    def __enter__(self) -> Progress:
         from tqdm import tqdm
 
-        self.bar = tqdm(total=len(items), initial=done, unit="utt", disable=not sys.stderr.isatty())
-        self.total, self.count, self.last = len(items), done, time.monotonic()
-        self.start = self.last
-
-    def __enter__(self) -> Ticker:
+        off = not (self.is_main and sys.stderr.isatty())
+        self.bar = tqdm(total=self.total, initial=self.count, unit="utt", disable=off)
+        self.start = self.last = time.monotonic()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.bar.close()
 
-    def tick(self, seconds: float) -> None:
+    @property
+    def passed(self) -> float:
+        return max(time.monotonic() - self.start, 1e-9)
+
+    def __call__(self, seconds: float, frames: int) -> None:
+        self.audio += seconds
+        self.frames += frames
         self.count += 1
+        self.bar.set_postfix_str(self._hours(), refresh=False)
         self.bar.update(1)
         now = time.monotonic()
-        if self.bar.disable and now - self.last >= 60:
+        if self.is_main and self.bar.disable and now - self.last >= self.every_seconds:
             self.last = now
-            rate = seconds / (now - self.start)
-            print(f"{self.count} of {self.total}, {rate:.1f} times real time", flush=True)
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        from tqdm import tqdm
+
+        done = self.count - self.before
+        left = tqdm.format_interval(self.passed / max(done, 1) * max(self.total - self.count, 0))
+        return f"{self.count} of {self.total} utterances, {self._hours()}, {left} left"
+
+    def _hours(self) -> str:
+        return f"{self.audio / 3600:.2f} h of audio, {self.audio / self.passed:.1f} h per hour"
 
 
 def _list_skipped(output: Path, faults: dict[str, str]) -> None:

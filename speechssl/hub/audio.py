@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -93,6 +95,7 @@ def _check_values(x: Wave, name: str) -> None:
         if not math.isfinite(found):
             raise ValueError(f"{name}: found NaN or infinite samples, want finite ones")
         peak = max(peak, found)
+        forget(x)
     if peak > LOUDEST:
         raise ValueError(
             f"{name}: found float samples up to {peak:g}, want full scale 1; samples that were 16 "
@@ -165,6 +168,7 @@ def _read_long(file: Any) -> np.ndarray:
     for block in file.blocks(BLOCK, dtype="float32", always_2d=True):
         found[start : start + len(block)] = block.mean(axis=1)
         start += len(block)
+        forget(found)
     return found[:start]
 
 
@@ -179,13 +183,32 @@ def _resample_long(x: np.ndarray, rate: int, want_rate: int) -> np.ndarray:
         part = stream.resample_chunk(x[start : start + BLOCK], last=start + BLOCK >= len(x))
         found[count : count + len(part)] = part
         count += len(part)
+        forget(x)
+        forget(found)
     return found[:count]
 
 
 def on_disk(shape: tuple[int, ...]) -> np.ndarray:
     """A float32 array in a temporary file without a name, which goes when the array goes."""
     with tempfile.TemporaryFile() as file:
-        return np.memmap(file, np.float32, "w+", shape=shape)
+        found = np.memmap(file, np.float32, "w+", shape=shape)
+    _ON_DISK.add(found.base)
+    return found
+
+
+_ON_DISK: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def forget(x: np.ndarray) -> None:
+    """Let go of the memory that an array of `on_disk`, or a part of it, has come to take.
+
+    What was written stays in its file. Other arrays are left alone: a private map would be lost.
+    """
+    base: Any = x
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and base in _ON_DISK and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def as_item(item: Any, number: int, rate: int | None) -> AudioItem:

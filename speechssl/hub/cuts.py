@@ -1,17 +1,25 @@
-"""Cuts of manifests as audio items: each reads its own part of its recording, when asked."""
+"""What to extract from, in order: audio files, or cuts that read their own part of a recording.
+
+Both kinds have `len`, iterate over `AudioItem`s, and give in the same order, each when asked,
+Lhotse's plain values of the cut (what `Cut.to_dict` gives).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from speechssl.data.index import SAMPLE_RATE, CutIndices, CutRecord
+from speechssl.data.index import SAMPLE_RATE, CutIndices, CutRecord, read_manifest
 from speechssl.data.reader import read_part
-from speechssl.hub.audio import AudioItem
+from speechssl.hub.audio import AudioItem, find_audio, read_file
+
+PlainCut = Callable[[], dict[str, Any]]
 
 
 class CutItems:
-    """The cuts of some manifests or Shar folders, in order: `len`, and iteration over items."""
+    """The cuts of some manifests or Shar folders."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.cuts = CutIndices(paths)
@@ -23,9 +31,61 @@ class CutItems:
         for number in range(len(self.cuts)):
             yield _item(self.cuts[number])
 
+    def plain_cuts(self) -> Iterator[PlainCut]:
+        for part in self.cuts.parts:
+            path = part.path
+            manifests = sorted(path.glob("cuts.*.jsonl*")) if path.is_dir() else [path]
+            for manifest in manifests:
+                for _, cut in read_manifest(manifest):
+                    yield functools.partial(dict, cut)
+
+
+class FileItems:
+    """Audio files; the path becomes the id. patterns: files, folders or globs."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self.paths = find_audio(patterns)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[AudioItem]:
+        for path in self.paths:
+            yield AudioItem(str(path), functools.partial(read_file, path))
+
+    def plain_cuts(self) -> Iterator[PlainCut]:
+        for path in self.paths:
+            yield functools.partial(file_cut, path)
+
 
 def _item(record: CutRecord) -> AudioItem:
     def read() -> tuple[Any, int]:
         return read_part(record, 0, record.num_samples), SAMPLE_RATE
 
     return AudioItem(record.id, read)
+
+
+def file_cut(path: Path) -> dict[str, Any]:
+    """The cut of a whole readable audio file, its path as the id."""
+    import soundfile
+
+    info = soundfile.info(str(path))
+    channels = list(range(info.channels))
+    duration = info.frames / info.samplerate
+    recording = {
+        "id": str(path),
+        "sources": [{"type": "file", "channels": channels, "source": str(path)}],
+        "sampling_rate": info.samplerate,
+        "num_samples": info.frames,
+        "duration": duration,
+        "channel_ids": channels,
+    }
+    return {
+        "id": str(path),
+        "start": 0.0,
+        "duration": duration,
+        "channel": 0 if len(channels) == 1 else channels,
+        "supervisions": [],
+        "recording": recording,
+        "type": "MonoCut" if len(channels) == 1 else "MultiCut",
+    }

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechssl.hub.audio import AudioItem, Wave, on_disk, to_wave
+from speechssl.hub.audio import AudioItem, Wave, forget, on_disk, to_wave
 from speechssl.hub.chunks import Geometry, Piece, batches, cut
 
 Forward = Callable[[Tensor, Tensor], Mapping[int, Tensor]]
@@ -229,6 +229,7 @@ def _run_window(
                     results[piece.item][key] = _room((total, part.shape[1]))
                 whole = results[piece.item][key]
                 whole[piece.first : piece.first + piece.count] = part
+                forget(whole)
             waiting[piece.item] -= 1
         for number, (item, wave) in enumerate(window):
             if number in given:
@@ -258,6 +259,7 @@ def _run_batch(
         if window[piece.item][0].done_samples is not None:
             continue  # silence in its place
         wave[row, : piece.size] = torch.from_numpy(window[piece.item][1][piece.start : piece.stop])
+        forget(window[piece.item][1])
     lengths = torch.tensor([p.size for p in group])
     with torch.inference_mode():
         outputs = forward(wave.to(device, non_blocking=True), lengths.to(device, non_blocking=True))

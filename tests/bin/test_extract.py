@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 import soundfile
 
 import speechssl
-from speechssl.bin.extract import main
+from speechssl import dist
+from speechssl.bin.extract import Progress, main
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.hub.store import file_name, read_index
 from speechssl.model_file import save_model
@@ -98,6 +101,22 @@ def test_another_model_may_not_continue_the_same_folder(
         (["--audio", "[nowhere/*.wav]"], "matches no audio file"),
         (["--cuts", "[nowhere.jsonl.gz]"], "nowhere.jsonl.gz"),
         (["--audio", "[AUDIO]", "--layers", "[7]"], "want numbers from 0"),
+        (["--audio", "[AUDIO]", "--cuts", "[c.jsonl]"], "found both"),
+        (["--audio", "[AUDIO]", "--format", "labels"], "found labels without clusters"),
+        (["--audio", "[AUDIO]", "--format", "jsonl"], "found jsonl without clusters"),
+        (["--audio", "[AUDIO]", "--format", "npy", "--clusters", "km"], "npy with clusters"),
+        (["--audio", "[AUDIO]", "--format", "shar", "--clusters", "km"], "shar with clusters"),
+        (["--audio", "[AUDIO]", "--pool", "mean", "--clusters", "km"], "pool: found mean with"),
+        (["--audio", "[AUDIO]", "--dtype", "float16", "--clusters", "km"], "dtype: found float16"),
+        (["--audio", "[AUDIO]", "--layers", "[1,2]", "--clusters", "km"], "the one layer that"),
+        (["--audio", "[AUDIO]", "--shard_size", "9"], "shard_size: found 9 without format shar"),
+        (["--audio", "[AUDIO]", "--format", "shar", "--shard_size", "0"], "want 1 or more"),
+        (["--audio", "[AUDIO]", "--batch_seconds", "0"], "batch_seconds 0"),
+        (["--audio", "[AUDIO]", "--readers", "0"], "readers 0"),
+        (["--audio", "[AUDIO]", "--chunk_seconds", "6"], "overlap_seconds: found 4.0"),
+        (["--audio", "[AUDIO]", "--chunk_seconds", "0"], "overlap_seconds: found 4.0"),
+        (["--audio", "[AUDIO]", "--pool", "max"], "pool"),
+        (["--audio", "[AUDIO]", "--output", "FILE"], "want a folder"),
     ],
 )
 def test_wrong_options_end_with_one_clear_line(
@@ -108,13 +127,17 @@ def test_wrong_options_end_with_one_clear_line(
     options: list[str],
     message: str,
 ) -> None:
+    (tmp_path / "file").write_text("")
     options = [o.replace("AUDIO", str(audio)) for o in options]
+    options = [o.replace("FILE", str(tmp_path / "file")) for o in options]
     try:
         code = _run(model, tmp_path / "feats", *options)
     except SystemExit as end:
         code = end.code
     assert code == 2
-    assert message in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert message in shown.err and "Traceback" not in shown.err
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_float16_halves_the_files(model: Path, audio: Path, tmp_path: Path) -> None:
@@ -124,22 +147,86 @@ def test_float16_halves_the_files(model: Path, audio: Path, tmp_path: Path) -> N
     assert np.load(tmp_path / "feats" / line["file"]).dtype == np.float16
 
 
+@pytest.mark.parametrize("pool", ["none", "mean_std"])
 def test_hdf5_holds_the_same_values_or_names_the_package(
-    model: Path, audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pool: str
 ) -> None:
-    options = ("--audio", f"[{audio}]", "--layers", "[1]", "--format", "hdf5")
-    code = _run(model, tmp_path / "feats", *options)
+    feats = tmp_path / "feats"
+    options = ("--audio", f"[{audio}]", "--layers", "[1]", "--format", "hdf5", "--pool", pool)
+    code = _run(model, feats, *options)
     try:
         import h5py
     except ImportError:
         assert code == 2 and "pip install h5py" in capsys.readouterr().err
+        assert not feats.exists()  # said before hours of computing, not after them
         return
     assert code == 0
-    with h5py.File(tmp_path / "feats" / "features.h5") as file:
-        for line in read_index(tmp_path / "feats"):
+    with h5py.File(feats / "features.h5") as file:
+        for line in read_index(feats):
             found = file[f"1/{line['id'].lstrip('/')}"]
-            want = np.load(tmp_path / "feats" / line["file"])
+            want = np.load(feats / line["file"])
+            assert want.ndim == (2 if pool == "none" else 1)
             assert np.array_equal(found[:], want) and found.attrs["id"] == line["id"]
+
+
+def test_an_existing_folder_of_another_form_is_not_continued(
+    model: Path, audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--audio", f"[{audio}]", "--layers", "[1]")
+    assert _run(model, tmp_path / "feats", *options) == 0
+    for more, message in (
+        (("--pool", "mean"), "pool: found 'none', want 'mean'"),
+        (("--format", "shar"), "format: found 'npy', want 'shar'"),
+        (("--dtype", "float16"), "dtype: found 'float32', want 'float16'"),
+        (("--chunk_seconds", "20"), "chunk_seconds: found 40.0, want 20.0"),
+    ):
+        assert _run(model, tmp_path / "feats", *options, *more) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("pool", "width"), [("mean", 32), ("mean_std", 64)])
+def test_one_vector_per_utterance_and_layer(
+    model: Path, audio: Path, tmp_path: Path, pool: str, width: int
+) -> None:
+    # Batches of very different lengths: padding must not come into the mean.
+    more = ("--layers", "[0,2]", "--pool", pool)
+    assert _run(model, tmp_path / "feats", "--audio", f"[{audio}]", *more) == 0
+    opened = speechssl.load(model)
+    lines = list(read_index(tmp_path / "feats"))
+    assert len(lines) == 4
+    for line in lines:
+        found = np.load(tmp_path / "feats" / line["file"])
+        frames = opened.extract(line["id"], layers=[line["layer"]])[0].hidden[line["layer"]]
+        want = frames.astype(np.float64)
+        want = np.concatenate([want.mean(0), want.std(0)])[:width]
+        assert found.shape == (width,) and line["dim"] == width and line["frames"] == len(frames)
+        assert np.abs(found - want).max() < 1e-5
+
+
+def test_progress_outside_a_terminal_tells_hours_rate_and_time_left(
+    model: Path,
+    audio: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Progress, "every_seconds", 0.0)
+    assert _run(model, tmp_path / "feats", "--audio", f"[{audio}]", "--layers", "[1]") == 0
+    lines = capsys.readouterr().err.splitlines()
+    form = r"([12]) of 4 utterances, 0\.00 h of audio, [\d.]+ h per hour, \d\d:\d\d left"
+    assert [m[1] for line in lines if (m := re.fullmatch(form, line))] == ["1", "2"]
+
+
+def test_progress_counts_what_this_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    with Progress(total=1000, done=200) as progress:  # 500 for this process, 100 of them done
+        for _ in range(100):
+            now[0] += 0.5
+            progress(36.0, 1800)
+    # 100 utterances and one hour of audio in 50 s: 300 more take 150 s.
+    assert progress.line() == "200 of 500 utterances, 1.00 h of audio, 72.0 h per hour, 02:30 left"
 
 
 def test_cuts_give_their_own_part_of_a_recording(model: Path, tmp_path: Path) -> None:

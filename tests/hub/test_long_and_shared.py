@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,8 @@ import pytest
 import soundfile
 
 from speechssl import dist
-from speechssl.bin.extract import _pending
 from speechssl.encoders.transformer import TransformerConfig
-from speechssl.hub import audio, extract
+from speechssl.hub import audio, extract, store
 from speechssl.hub.audio import AudioItem, read_file, to_wave
 from speechssl.hub.model import Model
 from speechssl.hub.store import FeatureWriter, merge_index, read_index
@@ -40,6 +40,47 @@ def test_a_long_file_read_by_blocks_equals_the_whole(
     found = to_wave(samples, rate, want_rate=16000)
     assert found.shape == want.shape
     assert np.abs(found - want).max() < 1e-5
+
+
+def test_files_are_those_of_numpy_and_long_arrays_go_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "BLOCK_FRAMES", 7)
+    values = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
+    for dtype in ("float32", "float16"):
+        for array in (values, values[0], values[:, ::2]):
+            want, found = io.BytesIO(), io.BytesIO()
+            np.save(want, np.ascontiguousarray(array.astype(dtype)))
+            store.write_npy(found, array, np.dtype(dtype))
+            assert found.getvalue() == want.getvalue()
+
+
+@pytest.mark.parametrize("frames", [1, 6, 7, 50])
+def test_pooled_vectors_are_moments_of_the_frames(
+    frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "BLOCK_FRAMES", 7)
+    # A large offset, at which float32 sums of squares would lose the deviation.
+    values = (1e4 + np.random.default_rng(0).standard_normal((frames, 5))).astype(np.float32)
+    wide = values.astype(np.float64)
+    assert np.array_equal(store.pooled(values, "none"), values)
+    assert np.allclose(store.pooled(values, "mean"), wide.mean(0), rtol=1e-7)
+    both = store.pooled(values, "mean_std")
+    assert both.shape == (10,) and both.dtype == np.float32
+    assert np.allclose(both, np.concatenate([wide.mean(0), wide.std(0)]), rtol=1e-6)
+
+
+def test_a_last_utterance_without_all_its_layers_is_cut_off(tmp_path: Path) -> None:
+    meta = {"layers": [0, 1]}
+    model = Model(TINY.build())
+    for features in model.extract([(_noise(n)[:, 0], 16000) for n in (900, 2000, 1500)]):
+        FeatureWriter(tmp_path, meta).add(features)
+    index = tmp_path / "index.jsonl"
+    whole = index.read_text().splitlines(keepends=True)
+    for kept in (whole[:5], [*whole[:5], whole[5][:20]], whole[:4]):
+        index.write_text("".join(kept))
+        assert FeatureWriter(tmp_path, meta).done == {"0": 900, "1": 2000}
+        assert index.read_text() == "".join(whole[:4])
 
 
 def test_long_features_on_disk_equal_those_in_memory(
@@ -75,6 +116,8 @@ def test_what_is_done_keeps_its_place_in_the_batches_and_is_neither_read_nor_giv
             "window_seconds": 4.0}  # fmt: skip
     items = [AudioItem(name, lambda w=wave: (w, 16000)) for name, wave in waves.items()]
     want = {f.id: f.hidden for f in model.extract(items, **plan)}
+    batches: list[int] = []
+    model.encoder.register_forward_hook(lambda *found: batches.append(len(found[1][0])))
 
     def unread() -> tuple[np.ndarray, int]:
         raise AssertionError("a done item was read")
@@ -86,6 +129,9 @@ def test_what_is_done_keeps_its_place_in_the_batches_and_is_neither_read_nor_giv
             assert found.keys() == waves.keys() - done
             for name, hidden in found.items():
                 assert all(np.array_equal(hidden[k], want[name][k]) for k in hidden)
+            if len(done) == len(waves) - 1:
+                assert len(batches) == 1  # that of the one open item
+            batches.clear()
 
 
 def test_processes_share_the_items_and_one_index(
@@ -99,19 +145,20 @@ def test_processes_share_the_items_and_one_index(
     shares = []
     for rank, writer in enumerate(writers):
         monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
-        shares.append([item.id for item in _pending(items, writer.done)])
+        (share,) = map(list, writer.shares(items))
+        shares.append([item.id for item in share])
         if rank == 2:
             continue  # killed before it wrote anything
-        for features in model.extract_iter([i for i in items if i.id in shares[-1]]):
+        for features in model.extract_iter(share):
             writer.add(features)
     assert sorted(name for share in shares for name in share) == [str(n) for n in range(7)]
     assert len({*shares[0], *shares[1], *shares[2]}) == 7
     # Another number of processes finds what is done, merged or not.
     done = {*shares[0], *shares[1]}
-    assert FeatureWriter(tmp_path, meta, part=0).done == done
+    assert FeatureWriter(tmp_path, meta, part=0).done.keys() == done
     merge_index(tmp_path)
     assert [p.name for p in tmp_path.glob("index*")] == ["index.jsonl"]
-    assert FeatureWriter(tmp_path, meta).done == done
+    assert FeatureWriter(tmp_path, meta).done.keys() == done
     assert len(list(read_index(tmp_path))) == 2 * len(done)
 
 
