@@ -104,7 +104,8 @@ class EncoderOutput:
     lengths: (B,) valid frames.
     frame_rate_hz: frames per second.
     front: (B, T, C) front-end output before its layer norm (for HuBERT's feature penalty).
-    rates_hz: frame rate of each entry of `hidden`, for multi-resolution encoders; None: all alike.
+    rates_hz: frame rate of each entry of `hidden`, for multi-resolution encoders; None: all have
+        `frame_rate_hz`, which is a whole multiple of each.
     """
 
     hidden: tuple[Tensor, ...]
@@ -123,10 +124,32 @@ class EncoderOutput:
             raise ValueError(f"layer: found {number}, want one of those computed: {self.layers}")
         return self.hidden[self.layers.index(number)]
 
+    def stride(self, number: int) -> int:
+        """Frames of `frame_rate_hz` that one frame of layer `number` stands for: 1, or more."""
+        if self.rates_hz is None:
+            return 1
+        return round(self.frame_rate_hz / self.rates_hz[self.layers.index(number)])
+
+    def lengths_of(self, number: int) -> Tensor:
+        """(B,) valid frames of layer `number`, at its own rate."""
+        stride = self.stride(number)
+        return (self.lengths + stride - 1) // stride
+
+    def aligned(self, number: int) -> Tensor:
+        """(B, T, D): layer `number` at `frame_rate_hz`, its frames repeated if it has fewer."""
+        state, stride = self.layer(number), self.stride(number)
+        if stride == 1:
+            return state
+        sizes = [x.shape[1] for n, x in zip(self.layers, self.hidden) if self.stride(n) == 1]
+        if self.front is not None:
+            sizes.append(self.front.shape[1])
+        size = sizes[0] if sizes else int(self.lengths.max())
+        return state.repeat_interleave(stride, 1)[:, :size]
+
     @property
     def padding_mask(self) -> Tensor:
-        """(B, T) bool, True on padding."""
-        return padding_mask(self.lengths, self.hidden[0].shape[1])
+        """(B, T) bool, True on padding, of the first of `hidden`."""
+        return padding_mask(self.lengths_of(self.layers[0]), self.hidden[0].shape[1])
 
 
 class Encoder(nn.Module):
@@ -144,6 +167,12 @@ class Encoder(nn.Module):
     @property
     def frame_rate_hz(self) -> float:
         return self.sample_rate_hz / self.hop_samples
+
+    @property
+    def layer_strides(self) -> tuple[int, ...]:
+        """For each layer from 0, the frames of `frame_rate_hz` that one of its frames stands for:
+        1 everywhere but in multi-resolution encoders. Its frame j starts with frame j * stride."""
+        return (1,) * (self.num_layers + 1)
 
     def frame_lengths(self, wave_lengths: Tensor) -> Tensor:
         """(B,) samples -> (B,) frames: floor((L - receptive field) / hop) + 1, at least 0."""

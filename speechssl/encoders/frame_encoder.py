@@ -94,7 +94,9 @@ class FrameEncoder(Encoder):
             front = front.masked_fill(padding[..., None], 0)
         x = self._input(front, padding, mask, channel_mask)
         hidden = self._transform(x, None if padding is None else ~padding, wanted)
-        return EncoderOutput(hidden, wanted, lengths, self.frame_rate_hz, front)
+        strides, rate = self.layer_strides, self.frame_rate_hz
+        rates = tuple(rate / strides[i] for i in wanted) if max(strides) > 1 else None
+        return EncoderOutput(hidden, wanted, lengths, rate, front, rates)
 
     def _wanted(self, layers: Sequence[int] | None) -> tuple[int, ...]:
         if layers is None:
