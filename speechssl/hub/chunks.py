@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
@@ -70,15 +72,27 @@ def cut(item: int, num_samples: int, geometry: Geometry, window: int, overlap: i
     return pieces
 
 
-def batches(pieces: Sequence[Piece], max_samples: int) -> list[list[Piece]]:
-    """Group pieces, longest first, so that each padded batch holds at most `max_samples`.
+def batches(pieces: Sequence[Piece], max_samples: int, batch_cost: int) -> list[list[Piece]]:
+    """Group pieces, longest first, so that computing them takes the least time.
 
-    A piece longer than that makes a batch alone.
+    max_samples: of a batch, padding included; a piece longer than that makes a batch alone.
+    batch_cost: what a batch costs beyond its padded samples, in samples: with a small one, batches
+        are small and have hardly any padding; with a large one, they are as large as may be.
     """
+    order = sorted(pieces, key=lambda p: (-p.size, p.item, p.start))
+    count = len(order)
+    # cost[i]: of the best batches for the first i pieces; begin[i]: where the last of them begins.
+    cost = np.full(count + 1, np.iinfo(np.int64).max)
+    cost[0] = 0
+    begin = np.zeros(count + 1, np.int64)
+    for first, piece in enumerate(order):
+        sizes = np.arange(1, min(count - first, max(1, max_samples // piece.size)) + 1)
+        costs = cost[first] + batch_cost + piece.size * sizes
+        better = sizes[costs < cost[first + sizes]]
+        cost[first + better] = costs[better - 1]
+        begin[first + better] = first
     groups: list[list[Piece]] = []
-    for piece in sorted(pieces, key=lambda p: (-p.size, p.item, p.start)):
-        if groups and groups[-1][0].size * (len(groups[-1]) + 1) <= max_samples:
-            groups[-1].append(piece)
-        else:
-            groups.append([piece])
-    return groups
+    while count:
+        groups.append(order[begin[count] : count])
+        count = int(begin[count])
+    return groups[::-1]

@@ -1,8 +1,8 @@
 """Run an encoder over any audio: features of each utterance, in the given order, in flat memory.
 
 Utterances are read ahead by threads, gathered up to a window of some minutes, sorted by length
-within it and computed in batches bounded by padded seconds. Padding is inert by the encoder's
-contract, so features do not depend on what else was in the batch.
+within it and computed in batches that cost least, padding and calls together. Padding is inert by
+the encoder's contract, so features do not depend on what else was in the batch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ Forward = Callable[[Tensor, Tensor], Mapping[int, Tensor]]
 OnError = Callable[[str, ValueError], None]
 LARGE_BYTES = 2**26
 """Features of one utterance and layer above this lie on disk until they are written."""
+HELD_BYTES = 2**29
+"""Features of a window, unless its seconds are given."""
+BATCH_SECONDS = {"cpu": 20.0, "cuda": 80.0}
+"""Padded audio of one batch, unless given. On a CPU larger ones take memory and save no time."""
+BATCH_COST_SECONDS = {"cpu": 1.0, "cuda": 20.0}
+"""Audio that could be computed in the time that a batch costs beyond its samples: reading the
+weights, starting the kernels. Measured for HuBERT Base on a CPU; an estimate for GPUs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,23 +88,25 @@ class Features:
 class Plan:
     """How much to compute at a time.
 
-    batch_seconds: padded audio of one batch.
+    batch_seconds: padded audio of one batch; None: 20 on a CPU, 80 on a GPU.
     chunk_seconds: longer utterances are computed in windows of this length.
     overlap_seconds: context dropped at each inner border of such a window.
-    window_seconds: audio held, with its features, to be sorted by length; bounds the memory.
+    window_seconds: audio held, with its features, to be sorted by length; None: as much as 512 MiB
+        of features belong to, at most 400.
     readers: threads that read and resample.
     in_order: give results in the order of the items; else as soon as they are computed.
     """
 
-    batch_seconds: float = 80.0
+    batch_seconds: float | None = None
     chunk_seconds: float = 40.0
     overlap_seconds: float = 4.0
-    window_seconds: float = 400.0
+    window_seconds: float | None = None
     readers: int = 2
     in_order: bool = True
 
     def __post_init__(self) -> None:
-        if self.batch_seconds <= 0 or self.window_seconds <= 0 or self.readers < 1:
+        given = [s for s in (self.batch_seconds, self.window_seconds) if s is not None]
+        if any(not s > 0 for s in given) or self.readers < 1:
             raise ValueError(
                 f"found batch_seconds {self.batch_seconds}, window_seconds {self.window_seconds}, "
                 f"readers {self.readers}; want all positive"
@@ -126,14 +135,20 @@ def run(
     *,
     device: torch.device,
     on_error: OnError | None = None,
+    bytes_per_second: float = 0.0,
 ) -> Iterator[Result]:
     """Compute `forward` over all items; yields one result per item, in order.
 
+    bytes_per_second: of results.
     on_error: called with the id and the error of an item that cannot be read or is too short,
         which is then left out; None: the error is raised.
     """
-    for window in _windows(_read(items, geometry, plan.readers, on_error), plan, geometry):
-        yield from _run_window(window, forward, geometry, plan, device)
+    rate = geometry.sample_rate_hz
+    held = plan.window_seconds or min(400.0, HELD_BYTES / max(1.0, bytes_per_second))
+    largest = plan.batch_seconds or BATCH_SECONDS.get(device.type, BATCH_SECONDS["cuda"])
+    waves = _read(items, geometry, plan.readers, on_error)
+    for window in _windows(waves, round(held * rate)):
+        yield from _run_window(window, forward, geometry, plan, round(largest * rate), device)
 
 
 def _read(
@@ -176,15 +191,14 @@ def _read(
 
 
 def _windows(
-    waves: Iterable[tuple[AudioItem, Wave]], plan: Plan, geometry: Geometry
+    waves: Iterable[tuple[AudioItem, Wave]], max_samples: int
 ) -> Iterator[list[tuple[AudioItem, Wave]]]:
-    limit = plan.window_seconds * geometry.sample_rate_hz
     window: list[tuple[AudioItem, Wave]] = []
     held = 0
     for item, wave in waves:
         window.append((item, wave))
         held += len(wave)
-        if held >= limit:
+        if held >= max_samples:
             yield window
             window, held = [], 0
     if window:
@@ -196,6 +210,7 @@ def _run_window(
     forward: Forward,
     geometry: Geometry,
     plan: Plan,
+    max_samples: int,
     device: torch.device,
 ) -> Iterator[Result]:
     rate = geometry.sample_rate_hz
@@ -214,7 +229,8 @@ def _run_window(
     results: list[dict[int, np.ndarray]] = [{} for _ in window]
     waiting = np.bincount([p.item for p in pieces], minlength=len(window))
     given = {i for i, (item, _) in enumerate(window) if item.done_samples is not None}
-    for group in batches(pieces, round(plan.batch_seconds * rate)):
+    cost = BATCH_COST_SECONDS.get(device.type, BATCH_COST_SECONDS["cuda"])
+    for group in batches(pieces, max_samples, round(cost * rate)):
         if all(piece.item in given for piece in group):
             continue  # all of it is done: none is read or computed
         for piece, parts in zip(group, _run_batch(window, group, forward, device), strict=True):

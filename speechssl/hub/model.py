@@ -191,6 +191,7 @@ class Model:
             Plan(**plan),
             device=self.device,
             on_error=on_error,
+            bytes_per_second=4 * self.dim * len(wanted) * self.frame_rate_hz,
         ):
             yield Features(
                 id=result.item.id,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ import soxr
 import torch
 
 from speechssl.encoders.transformer import TransformerConfig
+from speechssl.hub import extract
 from speechssl.hub.audio import AudioItem, find_audio, to_wave
-from speechssl.hub.chunks import Geometry, batches, cut
+from speechssl.hub.chunks import Geometry, Piece, batches, cut
 from speechssl.hub.extract import Plan
 from speechssl.hub.model import Model, collapse
 
@@ -83,12 +86,42 @@ def test_batches_hold_every_piece_once_within_the_budget() -> None:
     pieces = [
         p for i, n in enumerate((5000, 90000, 700, 64000)) for p in cut(i, n, GEOMETRY, 40, 4)
     ]
-    groups = batches(pieces, 40000)
+    groups = batches(pieces, 40000, 16000)
     assert sorted((p.item, p.start) for g in groups for p in g) == sorted(
         (p.item, p.start) for p in pieces
     )
     for group in groups:
         assert len(group) == 1 or max(p.size for p in group) * len(group) <= 40000
+
+
+def _cost(groups: list[list[Piece]], batch_cost: int) -> int:
+    return sum(batch_cost + len(g) * max(p.size for p in g) for g in groups)
+
+
+@pytest.mark.parametrize("batch_cost", [0, 500, 5000, 10**9])
+def test_batches_cost_least_of_all_ways_to_cut_the_sorted_pieces(batch_cost: int) -> None:
+    rng = np.random.default_rng(batch_cost)
+    for trial in range(20):
+        sizes = rng.integers(400, 6000, 9)
+        pieces = [Piece(i, 0, int(n), 0, 0, 1) for i, n in enumerate(sizes)]
+        order = sorted(pieces, key=lambda p: -p.size)
+        ways = []
+        for bits in itertools.product([False, True], repeat=8):
+            ends = [i + 1 for i, bit in enumerate(bits) if bit]
+            groups = [order[a:b] for a, b in itertools.pairwise([0, *ends, 9])]
+            if all(len(g) == 1 or len(g) * g[0].size <= 12000 for g in groups):
+                ways.append(_cost(groups, batch_cost))
+        found = batches(pieces, 12000, batch_cost)
+        assert _cost(found, batch_cost) == min(ways), trial
+        assert [p for g in found for p in g] == order
+        assert all(len(g) == 1 or len(g) * g[0].size <= 12000 for g in found)
+    assert batches([], 12000, batch_cost) == []
+
+
+def test_batches_of_a_cheap_call_have_no_padding_and_of_a_dear_one_are_full() -> None:
+    pieces = [Piece(i, 0, 1000 + 10 * (i // 4), 0, 0, 1) for i in range(40)]
+    assert [len(g) for g in batches(pieces, 10**6, 1)] == [4] * 10
+    assert [len(g) for g in batches(pieces, 10**6, 10**7)] == [40]
 
 
 def test_chunks_equal_the_whole_away_from_attention() -> None:
@@ -150,17 +183,28 @@ def test_order_is_kept_over_several_windows() -> None:
     assert [f.id for f in found] == [str(i) for i in range(10)]
 
 
+def _noted(count: int, read: list[int]) -> Iterator[AudioItem]:
+    """Half seconds that enter their number into `read` when they are read."""
+    for n in range(count):
+        yield AudioItem(str(n), lambda n=n: (read.append(n), (_noise(8000), 16000))[1])
+
+
 def test_extract_iter_holds_only_a_window_of_items() -> None:
     read: list[int] = []
-
-    def items():
-        for n in range(200):
-            yield AudioItem(str(n), lambda n=n: (read.append(n), (_noise(8000), 16000))[1])
-
-    stream = _model().extract_iter(items(), layers=[0], window_seconds=5.0)
+    stream = _model().extract_iter(_noted(200, read), layers=[0], window_seconds=5.0)
     assert next(stream).id == "0"
     assert len(read) < 30
     stream.close()
+
+
+def test_more_layers_are_held_for_fewer_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract, "HELD_BYTES", 10 * 50 * 32 * 4)  # 10 s of one layer
+    for layers, least, most in (([2], 20, 26), ([0, 1, 2], 7, 13)):
+        read: list[int] = []
+        stream = _model().extract_iter(_noted(100, read), layers)
+        next(stream)
+        stream.close()
+        assert least <= len(read) <= most
 
 
 def test_layers_count_from_both_ends() -> None:
