@@ -86,7 +86,9 @@ class GraphAttention(nn.Module):
     def forward(self, x: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if bias is not None and self.gate is not None:
+        if bias is not None and bias.ndim == 4:
+            scores = scores + bias
+        elif bias is not None and self.gate is not None:
             scores = scores + self._gates(x, self.gate)[..., None] * expand_offsets(bias)
         weights = scores.masked_fill(~keep[:, None, None, :], float("-inf")).softmax(-1)
         return self.out((weights @ v).transpose(1, 2).contiguous().flatten(2))

@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from speechssl.contract import padding_mask
 from speechssl.encoders.frame_encoder import FrameEncoder, FrameEncoderConfig
-from speechssl.nn.positions import PositionalConv, PositionalConvStack, RelativeBias
+from speechssl.nn.frame_masks import pack
+from speechssl.nn.positions import Alibi, PositionalConv, PositionalConvStack, RelativeBias
 from speechssl.nn.transformer_layer import TransformerLayer
 
 
@@ -37,6 +40,8 @@ class TransformerConfig(FrameEncoderConfig):
     relative_buckets: int = 0
     """Buckets of WavLM's gated relative position bias (320 in all published models); 0: none."""
     relative_max_distance: int = 800
+    alibi: bool = False
+    """Attention falls with distance, by a learnt scale per head (data2vec 2.0)."""
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     """Kernel where there is a relative bias: flex never holds the (B, H, T, T) bias but knows no
     attention dropout; auto takes it on CUDA when there is none. Without bias always sdpa."""
@@ -52,6 +57,10 @@ class TransformerConfig(FrameEncoderConfig):
         if self.relative_buckets % 4:
             raise ValueError(
                 f"relative_buckets: found {self.relative_buckets}, want a multiple of 4, or 0"
+            )
+        if self.alibi and self.relative_buckets:
+            raise ValueError(
+                f"alibi: found true with relative_buckets {self.relative_buckets}, want one of them"
             )
         if self.attention == "flex" and self.attention_dropout > 0:
             raise ValueError(
@@ -128,6 +137,7 @@ class TransformerEncoder(FrameEncoder):
             self.relative_bias = RelativeBias(
                 config.relative_buckets, config.relative_max_distance, config.heads
             )
+        self.alibi = Alibi(config.heads) if config.alibi else None
         self.layers = nn.ModuleList(_layer(config) for _ in range(config.layers))
         self.layer_norm = nn.LayerNorm(config.dim)
         for module in self.layers.modules():
@@ -147,14 +157,48 @@ class TransformerEncoder(FrameEncoder):
         x = x + (self.pos_conv(x) if self.config.pos_conv_depth == 1 else self.pos_conv(x, padding))
         return x if self.config.pre_norm else self.layer_norm(x)
 
+    def encode_visible(
+        self, front: Tensor, lengths: Tensor, masks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encode only the frames that stay visible, under each of M masks per utterance.
+
+        front: (B, T, C), as `EncoderOutput` has it. lengths: (B,) frames. masks: (B, M, T) bool.
+        Returns the last layer of visible frames (B * M, V, D) in their order, each row's own
+        first, and which frames of the utterance they are, (B * M, T) bool.
+        """
+        if self.relative_bias is not None:
+            raise ValueError(
+                f"relative_buckets: found {self.config.relative_buckets}, want 0: that bias is one "
+                "of offsets, which differ from row to row where masked frames are left out"
+            )
+        many, frames = masks.shape[1:]
+        padding = padding_mask(lengths, frames).repeat_interleave(many, 0)
+        mask = masks.flatten(0, 1)
+        x = self._input(front.repeat_interleave(many, 0), padding, mask, None)
+        visible = ~(mask | padding)
+        x, keep = pack(x, visible)
+        numbers = torch.arange(frames, device=x.device)[None, :, None].expand(len(x), -1, 1)
+        places = pack(numbers, visible)[0][..., 0]
+        (last,) = self._transform(x, keep, (self.num_layers,), places)
+        return last, visible
+
     def _transform(
-        self, x: Tensor, keep: Tensor | None, wanted: tuple[int, ...]
+        self,
+        x: Tensor,
+        keep: Tensor | None,
+        wanted: tuple[int, ...],
+        places: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
+        """places: (B or 1, T) numbers of the frames in their utterance; None: 0, 1, ..."""
         states = {0: x}
         last = max(wanted)
         bias = None
         if self.relative_bias is not None and last > 0:
             bias = self.relative_bias(x.shape[1])
+        if self.alibi is not None and last > 0:
+            if places is None:
+                places = torch.arange(x.shape[1], device=x.device)[None]
+            bias = self.alibi(places)
         x = self._drop(x, self.config.dropout)
         dropped = self._dropped_layers()
         for number, layer in enumerate(self.layers, start=1):

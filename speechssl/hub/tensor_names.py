@@ -78,7 +78,12 @@ def front_names(config: FrameEncoderConfig) -> Iterator[Row]:
 
 
 def tensor_names(config: TransformerConfig) -> Iterator[Row]:
-    """One row per tensor of the encoder."""
+    """One row per tensor of the encoder.
+
+    Raises `ValueError` for an encoder with ALiBi, which other libraries do not have.
+    """
+    if config.alibi:
+        raise ValueError("alibi: found true, want false, the only one that other libraries have")
     yield from front_names(config)
     if config.pos_conv_depth == 1:
         yield "pos_conv.g", (f"encoder.{POSITIONS}.original0",)

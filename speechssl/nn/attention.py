@@ -53,7 +53,10 @@ class SelfAttention(nn.Module):
         self.gate = BiasGate(dim, heads) if gated else None
 
     def forward(self, x: Tensor, keep: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """keep: (B, T) bool, True on valid frames, None if all are; bias: (H, 2T - 1)."""
+        """keep: (B, T) bool, True on valid frames, None if all are.
+
+        bias: (H, 2T - 1) per offset, which the gate weighs, or (B or 1, H, T, T), added as it is.
+        """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         gate = None if bias is None or self.gate is None else self.gate(x)
         dropout = self.dropout if self.training else 0.0
@@ -106,9 +109,12 @@ def _attention_mask(
     q: Tensor, keep: Tensor | None, gate: Tensor | None, bias: Tensor | None
 ) -> Tensor | None:
     allowed = None if keep is None else keep[:, None, None, :]
-    if gate is None or bias is None:
+    if bias is not None and bias.ndim == 4:
+        mask = bias.to(q.dtype)
+    elif gate is None or bias is None:
         return allowed
-    mask = (gate[..., None] * expand_offsets(bias)).to(q.dtype)
+    else:
+        mask = (gate[..., None] * expand_offsets(bias)).to(q.dtype)
     return mask if allowed is None else mask.masked_fill(~allowed, float("-inf"))
 
 

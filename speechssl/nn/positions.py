@@ -1,4 +1,5 @@
-"""Positions: the convolutional embeddings of wav2vec 2.0 and data2vec, WavLM's relative bias.
+"""Positions: the convolutional embeddings of wav2vec 2.0 and data2vec, WavLM's relative bias, and
+the linear one of data2vec 2.0.
 
 Shape legend: B utterances, T frames, D width, H heads.
 """
@@ -108,6 +109,38 @@ class RelativeBias(nn.Module):
         """(H, 2 * frames - 1): the bias of each offset from -(frames - 1) to frames - 1."""
         offset = torch.arange(1 - frames, frames, device=self.table.device)
         return self.table[relative_bucket(offset, self.buckets, self.max_distance)].t()
+
+
+class Alibi(nn.Module):
+    """A bias of attention that falls in proportion to distance, by a learnt scale per head.
+
+    Source: Press et al., 2022 (ALiBi), section 3; Baevski et al., 2022 (data2vec 2.0), for both
+    directions and the scale, which starts at 1 and counts as 0 where it is negative.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
+        self.scale = nn.Parameter(torch.ones(heads))
+
+    def forward(self, places: Tensor) -> Tensor:
+        """(B, T) numbers of frames -> (B, H, T, T) bias per query and key."""
+        distance = (places[:, :, None] - places[:, None, :]).abs()
+        slopes = self.slopes * self.scale.float().clamp(min=0)
+        return -slopes[:, None, None] * distance[:, None]
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """(H,) powers of 2: of exponents -8/H, -16/H, ..., -8 where H is a power of 2.
+
+    Else those of the power of 2 below, then every other one of the power above.
+    """
+    below = 2 ** int(math.log2(heads))
+    exponents = [(i + 1) / below for i in range(below)]
+    exponents += [(i + 0.5) / below for i in range(heads - below)]
+    return torch.tensor([2 ** (-8 * x) for x in exponents])
 
 
 def expand_offsets(bias: Tensor) -> Tensor:

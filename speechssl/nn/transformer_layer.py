@@ -37,7 +37,7 @@ class TransformerLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, keep: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """keep: (B, T) True on valid frames, None if all are; bias: (H, 2T - 1) per offset."""
+        """keep: (B, T) True on valid frames, None if all are; bias: as `SelfAttention` reads it."""
         if self.pre_norm:
             x = x + self._drop(self.attention(self.attention_norm(x), keep, bias), self.dropout)
             return x + self._drop(self._feed_forward(self.ffn_norm(x)), self.dropout)

@@ -72,7 +72,7 @@ class Data2vec(Objective):
                 f"target_layers: found {config.target_layers}, want 1 to {layers}, the encoder's"
             )
         self.head = nn.Linear(dim, dim)
-        self.teacher = EmaTeacher(self.encoder)
+        self.teacher = EmaTeacher(self.encoder, self.averaged())
         self.sums = UpdateSums(target=(2, dim), prediction=(2, dim), count=())
 
     def forward(self, batch: Batch) -> Loss:
@@ -113,6 +113,10 @@ class Data2vec(Objective):
             "masked_fraction": (count, valid.sum()),
         }
         return Loss(total, count, logs)
+
+    def averaged(self) -> tuple[str, ...]:
+        """How the names of the parameters that the teacher averages begin; the rest it copies."""
+        return "layers.", "layer_norm."
 
     def targets(self, batch: Batch, front: Tensor, padding: Tensor) -> Tensor:
         """(B, T, D) float32: mean over K layers of instance-normed feed-forward outputs."""

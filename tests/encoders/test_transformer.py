@@ -11,6 +11,7 @@ import torch
 from speechssl.config import EncoderConfig, from_class_path, to_dict
 from speechssl.encoders.frame_encoder import normalise_wave
 from speechssl.encoders.transformer import TransformerConfig, TransformerEncoder
+from speechssl.nn.positions import alibi_slopes
 
 SMALL: dict[str, Any] = {
     "layers": 2,
@@ -74,15 +75,18 @@ def test_the_number_of_frames_is_the_closed_form(front_end: str, hop: int) -> No
 @pytest.mark.parametrize("front_end", ["wave", "log_mel"])
 @pytest.mark.parametrize("front_norm", ["group", "layer"])
 @pytest.mark.parametrize("pre_norm", [False, True])
-@pytest.mark.parametrize(("buckets", "depth"), [(0, 1), (320, 1), (0, 3)])
+@pytest.mark.parametrize(
+    ("buckets", "depth", "alibi"), [(0, 1, False), (320, 1, False), (0, 3, True)]
+)
 def test_padding_changes_nothing(
-    front_end: Any, front_norm: Any, pre_norm: bool, buckets: int, depth: int
+    front_end: Any, front_norm: Any, pre_norm: bool, buckets: int, depth: int, alibi: bool
 ) -> None:
     model = small(
         front_end=front_end,
         front_norm=front_norm,
         pre_norm=pre_norm,
         relative_buckets=buckets,
+        alibi=alibi,
         normalize_wave=pre_norm,
         pos_conv_depth=depth,
         pos_conv_kernel=16 if depth == 1 else 7,
@@ -225,11 +229,42 @@ def test_a_zero_table_makes_wavlm_equal_to_hubert() -> None:
         assert (hubert(wave, lengths).last - wavlm(wave, lengths).last).abs().max() < 1e-5
 
 
+def test_alibi_adds_the_scaled_distance_to_the_logits() -> None:
+    model = small(alibi=True, layers=1, pre_norm=True).eval()
+    torch.nn.init.normal_(model.layers[0].attention.qkv.weight)
+    scale = torch.tensor([2.0, 0.5, -1.0, 0.0])
+    with torch.no_grad():
+        model.alibi.scale.copy_(scale)
+        x = torch.randn(1, 9, 32)
+        found = model._transform(x, None, (1,))[0]
+        layer = model.layers[0]
+        q, k, v = (
+            layer.attention.qkv(layer.attention_norm(x))[0].double().view(9, 3, 4, 8).unbind(1)
+        )
+        heads = []
+        for h, slope in enumerate([0.25, 0.0625, 0.015625, 0.00390625]):
+            logits = q[:, h] @ k[:, h].T / 8**0.5
+            for i in range(9):
+                for j in range(9):
+                    logits[i, j] -= max(scale[h].item(), 0) * slope * abs(i - j)
+            heads.append(logits.softmax(-1) @ v[:, h])
+        y = x + layer.attention.out(torch.stack(heads, 1).flatten(1).float())[None]
+        y = y + layer.fc2(torch.nn.functional.gelu(layer.fc1(layer.ffn_norm(y))))
+    assert (found - model.layer_norm(y)).abs().max() < 1e-5
+
+
+def test_slopes_of_heads_that_are_no_power_of_two_come_from_both_neighbours() -> None:
+    slopes = alibi_slopes(12)
+    assert slopes[:8].tolist() == [2.0**-n for n in range(1, 9)]
+    assert slopes[8:].tolist() == pytest.approx([2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
         ({"heads": 5}, "dim"),
         ({"relative_buckets": 6}, "relative_buckets"),
+        ({"relative_buckets": 8, "alibi": True}, "alibi"),
         ({"attention": "flex", "attention_dropout": 0.1}, "attention"),
         ({"layers": 0}, "layers"),
     ],

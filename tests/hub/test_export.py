@@ -71,6 +71,18 @@ def test_the_graph_computes_what_the_encoder_computes(kind: str) -> None:
             _same(encoder(wave, lengths), graph(wave, lengths))
 
 
+def test_an_encoder_with_alibi_has_a_graph_but_no_counterpart(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, alibi=True)
+    encoder = config.build().eval()
+    wave, lengths = _batch(BATCHES[2])
+    with torch.no_grad():
+        _same(encoder(wave, lengths), EncoderGraph(encoder, [0, 1, 2])(wave, lengths))
+    model = Model(encoder, name="alibi")
+    for form in ("transformers", "torchaudio"):
+        with pytest.raises(ValueError, match="alibi: found true"):
+            write(model, tmp_path / form, form)
+
+
 def _same(want, found) -> None:  # type: ignore[no-untyped-def]
     assert found[-1].tolist() == want.lengths.tolist()
     for a, b in zip(want.hidden, found, strict=False):

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from speechssl.nn.masking import channel_mask, span_mask
+from speechssl.nn.masking import block_mask, channel_mask, span_mask
 
 
 def test_the_masked_fraction_is_that_of_the_reference() -> None:
@@ -93,3 +93,47 @@ def _seconds(lengths: torch.Tensor, seeds: torch.Tensor) -> float:
     start = time.perf_counter()
     span_mask(lengths, seeds, probability=0.8, span=10)
     return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_block_masks_hold_exactly_their_share_in_blocks(inverse: bool) -> None:
+    lengths = torch.tensor([781, 500, 90])
+    mask = block_mask(lengths, torch.arange(3), masks=8, probability=0.55, block=5, adjust=0.1,
+                      inverse=inverse)  # fmt: skip
+    assert mask.shape == (3, 8, 781)
+    for row, length in zip(mask, lengths.tolist(), strict=True):
+        share = length - int(length * (1 - 0.55)) if inverse else int(length * 0.55)
+        assert row.sum(1).tolist() == [share] * 8
+        assert not row[:, length:].any()
+    assert len({tuple(m.tolist()) for m in mask.flatten(0, 1)}) == 24
+    chosen = mask[0] ^ inverse
+    runs = (chosen[:, 1:] & ~chosen[:, :-1]).sum(1) + chosen[:, 0]
+    # Frames drawn one by one would make some 190 runs; blocks of 5 make at most 110.
+    assert runs.max() < 140
+
+
+def test_a_block_mask_depends_on_its_seed_and_length_alone() -> None:
+    seeds, lengths = torch.tensor([7, -3]), torch.tensor([90, 130])
+    options = {"probability": 0.5, "block": 5, "adjust": 0.05}
+    together = block_mask(lengths, seeds, masks=3, **options)
+    for i in range(2):
+        alone = block_mask(lengths[i : i + 1], seeds[i : i + 1], masks=2, **options)
+        assert torch.equal(together[i, :2, : alone.shape[2]], alone[0])
+
+
+@pytest.mark.parametrize("length", range(0, 12))
+def test_block_masks_of_short_rows_leave_something_of_both_kinds(length: int) -> None:
+    for inverse in (False, True):
+        mask = block_mask(torch.full((9,), length), torch.arange(9), masks=2, probability=0.9,
+                          block=5, inverse=inverse)  # fmt: skip
+        assert mask.shape == (9, 2, length)
+        if length > 1:
+            assert mask.any(2).all() and not mask.all(2).any()
+        else:
+            assert not mask.any()
+
+
+def test_block_masks_of_impossible_shares_are_refused() -> None:
+    for share in (0.0, 1.0):
+        with pytest.raises(ValueError, match="block mask: found probability"):
+            block_mask(torch.tensor([9]), torch.tensor([1]), masks=1, probability=share, block=2)

@@ -40,6 +40,13 @@ ENCODER = TransformerConfig(
 DEFAULTS: dict[str, Any] = {"encoder": ENCODER, "classes": CLASSES, "final_dim": 32}
 SMALL: dict[str, dict[str, Any]] = {
     "BestRQConfig": {"codes": 16, "codebooks": 2},
+    "Data2vec2Config": {
+        "target_layers": 2,
+        "masks": 3,
+        "decoder_dim": 24,
+        "decoder_groups": 4,
+        "decoder_dropout": 0.0,
+    },
     "Data2vecAqcConfig": {"target_layers": 2, "codes": 8, "negatives": 10, "cluster_frames": 8},
     "Data2vecConfig": {"target_layers": 2},
     "DinoSRConfig": {"target_layers": 2, "codes": 16},
