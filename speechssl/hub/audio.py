@@ -29,7 +29,7 @@ LOWEST_RATE_HZ = 1000
 LOUDEST = 100.0
 """Float samples have full scale 1; beyond this peak they were more likely integers once."""
 LONG_SECONDS = 300
-"""Longer files are never held in memory: they are read and resampled by blocks, onto disk."""
+"""Longer audio is never held in memory: it is read and resampled by blocks, onto disk."""
 BLOCK = 2**20
 AUDIO_ENDINGS = frozenset(
     {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph", ".w64", ".caf"}
@@ -69,7 +69,7 @@ def to_wave(samples: Any, rate: int | float, *, want_rate: int, name: str = "aud
     if rate != want_rate:
         import soxr
 
-        if isinstance(x, np.memmap):
+        if len(x) > LONG_SECONDS * rate:
             x = _resample_long(x, int(rate), want_rate)
         else:
             x = soxr.resample(x, rate, want_rate, quality="HQ")

@@ -11,9 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from speechssl.data.index import SAMPLE_RATE, CutIndices, CutRecord, read_manifest
-from speechssl.data.reader import read_part
-from speechssl.hub.audio import AudioItem, find_audio, read_file
+from speechssl.data.reader import read_part, reads_exactly
+from speechssl.hub.audio import (
+    BLOCK,
+    LONG_SECONDS,
+    AudioItem,
+    find_audio,
+    forget,
+    on_disk,
+    read_file,
+)
 
 PlainCut = Callable[[], dict[str, Any]]
 
@@ -29,7 +39,7 @@ class CutItems:
 
     def __iter__(self) -> Iterator[AudioItem]:
         for number in range(len(self.cuts)):
-            yield _item(self.cuts[number])
+            yield item_of(self.cuts[number])
 
     def plain_cuts(self) -> Iterator[PlainCut]:
         for part in self.cuts.parts:
@@ -58,11 +68,27 @@ class FileItems:
             yield functools.partial(file_cut, path)
 
 
-def _item(record: CutRecord) -> AudioItem:
+def item_of(record: CutRecord) -> AudioItem:
     def read() -> tuple[Any, int]:
+        in_file = record.full is None and not record.size
+        long = record.num_samples > LONG_SECONDS * SAMPLE_RATE
+        if long and in_file and reads_exactly(record):
+            return _read_long(record), SAMPLE_RATE
         return read_part(record, 0, record.num_samples), SAMPLE_RATE
 
     return AudioItem(record.id, read)
+
+
+def _read_long(record: CutRecord) -> np.ndarray:
+    """As `read_part` of the whole, block by block onto disk."""
+    found = on_disk((record.num_samples,))
+    end = 0
+    for start in range(0, record.num_samples, BLOCK):
+        part = read_part(record, start, min(BLOCK, record.num_samples - start))
+        end = start + len(part)
+        found[start:end] = part
+        forget(found)
+    return found[:end]
 
 
 def file_cut(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from extract_corpus import make_cuts
 
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.hub.audio import find_audio, read_file, to_wave
@@ -48,7 +49,12 @@ def _speech() -> np.ndarray:
 def _extract(folder: Path, audio: Path, *more: str) -> tuple[int, Path]:
     """Peak memory in MB, and the output."""
     output = folder / f"feats-{audio.stem}-{len(more)}"
-    words = ["--model", str(folder / "model"), "--audio", f"[{audio}]", "--layers", "[1]"]
+    words = ["--model", str(folder / "model"), "--layers", "[1]"]
+    if "--pool" in more:
+        cuts = make_cuts(folder / f"{audio.stem}.jsonl.gz", [audio])
+        words += ["--cuts", f"[{cuts}]"]
+    else:
+        words += ["--audio", f"[{audio}]"]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *words, "--output", str(output), *more],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

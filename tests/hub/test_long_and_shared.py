@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import soundfile
 
 from speechssl import dist
+from speechssl.data.index import CutRecord
+from speechssl.data.reader import read_part
 from speechssl.encoders.transformer import TransformerConfig
-from speechssl.hub import audio, extract, store
+from speechssl.hub import audio, cuts, extract, store
 from speechssl.hub.audio import AudioItem, read_file, to_wave
 from speechssl.hub.model import Model
 from speechssl.hub.store import FeatureWriter, merge_index, read_index
@@ -37,7 +40,11 @@ def test_a_long_file_read_by_blocks_equals_the_whole(
     monkeypatch.setattr(audio, "BLOCK", 5000)
     samples, found_rate = read_file(path)
     assert isinstance(samples, np.memmap) and found_rate == rate
+    on_disk = audio.on_disk
+    made: list[tuple[int, ...]] = []
+    monkeypatch.setattr(audio, "on_disk", lambda shape: made.append(shape) or on_disk(shape))
     found = to_wave(samples, rate, want_rate=16000)
+    assert len(made) == (rate != 16000)
     assert found.shape == want.shape
     assert np.abs(found - want).max() < 1e-5
 
@@ -81,6 +88,24 @@ def test_a_last_utterance_without_all_its_layers_is_cut_off(tmp_path: Path) -> N
         index.write_text("".join(kept))
         assert FeatureWriter(tmp_path, meta).done == {"0": 900, "1": 2000}
         assert index.read_text() == "".join(whole[:4])
+
+
+@pytest.mark.parametrize("rate", [16000, 8000])
+def test_a_long_cut_read_by_blocks_equals_the_whole(
+    rate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, _noise(4 * rate + 77), rate, subtype="FLOAT")
+    record = CutRecord("c", "r", str(path), 0.25, 3.5, None, 4.0)
+    want = read_part(record, 0, record.num_samples)
+    monkeypatch.setattr(cuts, "LONG_SECONDS", 1)
+    monkeypatch.setattr(cuts, "BLOCK", 5000)
+    found, found_rate = cuts.item_of(record).read()
+    assert found_rate == 16000 and np.array_equal(found, want)
+    assert isinstance(found, np.memmap) == (rate == 16000)
+    damaged = dataclasses.replace(record, duration=9.0)
+    with pytest.raises(ValueError, match=r"found .* of audio"):
+        cuts.item_of(damaged).read()
 
 
 def test_long_features_on_disk_equal_those_in_memory(
