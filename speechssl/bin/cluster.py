@@ -234,7 +234,9 @@ def quality(config: QualityConfig) -> None:
     from speechssl.labels.sample_file import write_json
 
     store = LabelStore.open(config.labels)
-    report, joint, names, counts = measure(store, config.cuts, config.alignment)
+    report, joint, names, counts = measure(
+        store, config.cuts, config.alignment, config.rate_hz
+    )
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     drawn = picture(output.with_suffix(".png"), joint, names, counts)

@@ -103,6 +103,9 @@ class QualityConfig:
     """Cuts with phone alignments."""
     output: str
     """JSON file to write; a picture goes beside it if matplotlib is installed."""
+    rate_hz: float = 0.0
+    """Measure labels at this rate, as an encoder of 25 frames per second reads labels at 100; 0:
+    at their own."""
     alignment: str = "phone"
     """Name of the alignment in the supervisions."""
 

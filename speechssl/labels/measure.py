@@ -32,10 +32,20 @@ def alignments(cuts: Sequence[str], name: str) -> Iterator[tuple[Any, list[tuple
 
 
 def measure(
-    store: LabelStore, cuts: Sequence[str], alignment: str
+    store: LabelStore, cuts: Sequence[str], alignment: str, rate_hz: float = 0.0
 ) -> tuple[dict[str, Any], np.ndarray, list[str], np.ndarray]:
-    """The report, the joint counts (phones, classes), the phones' names and label counts."""
-    rate = store.frame_rate_hz
+    """The report, the joint counts (phones, classes), the phones' names and label counts.
+
+    rate_hz: measure only every n-th label, as an encoder of that rate reads them; 0: all. Labels
+    of different rates are comparable only at one.
+    """
+    rate = rate_hz or store.frame_rate_hz
+    step = round(store.frame_rate_hz / rate)
+    if step < 1 or step * rate != store.frame_rate_hz:
+        raise ValueError(
+            f"rate_hz: found {rate_hz:g} with labels at {store.frame_rate_hz:g} per second, want "
+            "that rate divided by a whole number"
+        )
     window = float(store.meta.get("window_seconds", 0.025))
     phone_table = q.PhoneTable()
     joint = np.zeros((64, store.classes), dtype=np.int64)
@@ -46,6 +56,7 @@ def measure(
         if labels is None:
             unlabelled += 1
             continue
+        labels = labels[::step]
         frames += len(labels)
         runs += q.count_runs(labels)
         counts += np.bincount(labels, minlength=store.classes)

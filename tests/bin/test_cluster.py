@@ -104,8 +104,25 @@ def test_tones_become_clusters_that_tell_them_apart(
     assert report["frame_difference"] == 0 and report["cuts_without_labels"] == 0
     assert report["mean_run_length"] > 3
     assert "PNMI" in capsys.readouterr().out
+    assert run("quality", *words[:4], "--output", tmp_path / "25.json", "--rate_hz", 25) == 0
+    slow = json.loads((tmp_path / "25.json").read_text())
+    assert slow["frame_rate_hz"] == 25 and slow["frame_difference"] == 0
+    assert abs(slow["frames"] - report["frames"] / 4) <= 20  # of 20 cuts
+    assert run("quality", *words, "--rate_hz", 30) == 1
+    assert "want that rate divided by a whole number" in capsys.readouterr().err
     pytest.importorskip("matplotlib")
     assert (tmp_path / "quality.png").stat().st_size > 10_000
+
+
+def test_normalised_features_are_remembered_by_their_clusters(corpus: Path, tmp_path: Path) -> None:
+    assert fit(corpus, tmp_path / "km", "--cmvn", "true") == 0
+    store = labels_of(corpus, tmp_path / "km", tmp_path / "labels")
+    assert fit(corpus, tmp_path / "plain") == 0
+    plain = labels_of(corpus, tmp_path / "plain", tmp_path / "plain-labels")
+    assert store.meta["codebook_hash"] != plain.meta["codebook_hash"]
+    assert load_codebook(tmp_path / "km").info["features"] == {"kind": "mfcc", "cmvn": True}
+    points = load_codebook(tmp_path / "km").centroids[:, :13]
+    assert points.abs().max() < 10 < load_codebook(tmp_path / "plain").centroids[:, :13].abs().max()
 
 
 def test_labels_depend_neither_on_shard_order_nor_on_batches(corpus: Path, tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 # From raw audio to a scored recogniser, on synthetic speech, on a CPU.
 #
 # Generates a small multi-speaker, multilingual corpus; clusters MFCC; pretrains an encoder with
-# HuBERT; clusters its features; pretrains a second iteration; fine-tunes it for ASR beside the
-# same model from scratch; and scores both on held-out speakers.
+# HuBERT; clusters its features; pretrains a second iteration; fine-tunes it for ASR on a quarter
+# of the transcripts beside the same model from scratch; decodes greedily and with lexicon and
+# n-gram model; and scores both on held-out speakers.
 #
-#   ./run.sh                          # all of it: about ten minutes on two cores
+#   ./run.sh                          # all of it: under ten minutes on two cores
 #   ./run.sh --stage 6 --stop-stage 7 # some stages
 #   ./run.sh --seeds "1 2 3"          # pretraining and fine-tuning once per seed
 #
@@ -20,7 +21,7 @@ hours=1.5       # hours of synthetic speech, all splits together
 languages=en-us,es  # languages of the corpus
 speakers=240    # synthetic speakers, all splits together
 asr_language=en-us  # language of the recogniser
-labelled=1.0    # share of that language's training speech that is transcribed
+labelled=0.25   # share of that language's training speech that is transcribed
 exp=exp         # where results go
 data=data       # where the corpus goes
 nproc=1         # ranks for training (torchrun); 1 uses all cores by threads
@@ -48,14 +49,15 @@ stage 3 "features: MFCC and hidden states are computed as they are needed, never
 
 stage 4 "k-means on MFCC" && {
   run $exp/km_mfcc speechssl cluster fit --cuts "[$data/cuts_train.jsonl.gz]" \
-    --features mfcc --classes 100 --output $exp/km_mfcc
+    --features mfcc --cmvn true --classes 100 --output $exp/km_mfcc
 }
 
 both="[$data/cuts_train.jsonl.gz,$data/cuts_valid.jsonl.gz]"
 stage 5 "labels of iteration 1" && {
   run $exp/km_mfcc/apply speechssl cluster apply --clusters $exp/km_mfcc --cuts "$both" \
     --output $exp/km_mfcc/labels
-  run $exp/km_mfcc/quality speechssl cluster quality --labels $exp/km_mfcc/labels \
+  # At the 25 labels per second that the encoder reads, so that both iterations can be compared.
+  run $exp/km_mfcc/quality speechssl cluster quality --labels $exp/km_mfcc/labels --rate_hz 25 \
     --cuts "[$data/cuts_valid.jsonl.gz]" --output $exp/km_mfcc/quality.json
 }
 
@@ -69,7 +71,7 @@ for seed in $seeds; do
   }
   stage 7 "iteration 2, seed $seed: clusters of learned features, then pretrain again" && {
     run "$dir/km_it1" speechssl cluster fit --cuts "[$data/cuts_train.jsonl.gz]" \
-      --model "$dir/hubert_it1" --layer 3 --classes 100 --output "$dir/km_it1"
+      --model "$dir/hubert_it1" --layer 2 --classes 100 --output "$dir/km_it1"
     run "$dir/km_it1/apply" speechssl cluster apply --clusters "$dir/km_it1" --cuts "$both" \
       --output "$dir/km_it1/labels"
     run "$dir/km_it1/quality" speechssl cluster quality --labels "$dir/km_it1/labels" \
@@ -77,7 +79,7 @@ for seed in $seeds; do
     run "$dir/hubert_it2/train" train speechssl.bin.pretrain --config conf/pretrain_it2.yaml \
       --data.train "[$data/cuts_train.jsonl.gz]" --data.valid "[$data/cuts_valid.jsonl.gz]" \
       --data.labels.kmeans "$dir/km_it1/labels" --data.seed "$seed" --train.seed "$seed" \
-      --output "$dir/hubert_it2"
+      --init_from "$dir/hubert_it1" --output "$dir/hubert_it2"
     run "$dir/hubert_it2/layers" speechssl cluster layers --model "$dir/hubert_it2" \
       --cuts $data/cuts_valid.jsonl.gz --classes 100 --output "$dir/hubert_it2/layers.json"
   }
@@ -92,14 +94,24 @@ for seed in $seeds; do
     done
   }
   stage 9 "decode, seed $seed" && {
+    run $exp/lm speechssl lm --cuts "[$data/cuts_asr_train.jsonl.gz]" --order 3 \
+      --output $exp/lm.arpa --lexicon $exp/lexicon.txt
+    beam=(--method beam --lm $exp/lm.arpa --lexicon $exp/lexicon.txt)
     for start in pretrained scratch; do
-      run "$dir/asr_$start/decode_test" speechssl decode --model "$dir/asr_$start" \
-        --cuts $data/cuts_asr_test.jsonl.gz --method greedy --output "$dir/asr_$start/decode_test"
+      asr=$dir/asr_$start
+      run "$asr/greedy" speechssl decode --model "$asr" --cuts $data/cuts_asr_test.jsonl.gz \
+        --method greedy --output "$asr/greedy"
+      # The weights of the language model are chosen on the validation speakers.
+      run "$asr/sweep" speechssl decode --model "$asr" --cuts $data/cuts_asr_valid.jsonl.gz \
+        "${beam[@]}" --sweep true --output "$asr/sweep"
+      run "$asr/beam" speechssl decode --model "$asr" --cuts $data/cuts_asr_test.jsonl.gz \
+        "${beam[@]}" --tuned "$asr/sweep/best.json" --output "$asr/beam"
     done
   }
   stage 10 "score, seed $seed" && {
     for start in pretrained scratch; do
-      run "$dir/asr_$start/score" speechssl score --decode "$dir/asr_$start/decode_test"
+      run "$dir/asr_$start/score_greedy" speechssl score --decode "$dir/asr_$start/greedy"
+      run "$dir/asr_$start/score_beam" speechssl score --decode "$dir/asr_$start/beam"
     done
     run "$dir/report" speechssl report $exp/km_mfcc "$dir/km_it1" "$dir/hubert_it1" "$dir/hubert_it2" "$dir/asr_pretrained" \
       "$dir/asr_scratch" --output "$dir/report.html"

@@ -32,8 +32,11 @@ def row(exp: Path, seed: Path) -> dict[str, float | None]:
         "PNMI, learned": read(seed / "km_it1/quality.json").get("pnmi"),
         "masked accuracy, it. 1": last_logged(seed / "hubert_it1", "masked_accuracy"),
         "masked accuracy, it. 2": last_logged(seed / "hubert_it2", "masked_accuracy"),
-        "WER pretrained": read(seed / "asr_pretrained/decode_test/results.json").get("wer"),
-        "WER scratch": read(seed / "asr_scratch/decode_test/results.json").get("wer"),
+        **{
+            f"WER {start}, {method}": read(seed / f"asr_{start}/{method}/results.json").get("wer")
+            for method in ("beam", "greedy")
+            for start in ("pretrained", "scratch")
+        },
     }
 
 
@@ -53,6 +56,14 @@ def main() -> None:
         if len(known) > 1:
             spread = statistics.stdev(known)
             print(f"{name}: mean {100 * statistics.mean(known):.2f} %, std {100 * spread:.2f}")
+    for better, worse in (
+        ("PNMI, learned", "PNMI, MFCC"),
+        ("WER scratch, beam", "WER pretrained, beam"),
+        ("WER scratch, greedy", "WER pretrained, greedy"),
+    ):
+        pairs = [(v[better], v[worse]) for v in rows.values()]
+        gaps = [f"{100 * (a - b):+.1f}" for a, b in pairs if a is not None and b is not None]
+        print(f"{better} minus {worse}, by seed: {', '.join(gaps)}")
     (exp / "table.json").write_text(json.dumps(rows, indent=2))
 
 
