@@ -15,11 +15,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Sample and frame arithmetic of an encoder: frame t sees samples [t*hop, t*hop + field)."""
+    """Sample and frame arithmetic of an encoder: frame t sees samples [t*hop, t*hop + field).
+
+    stride: frames that one of its lowest rate stands for; windows start at multiples of it.
+    """
 
     sample_rate_hz: int
     hop_samples: int
     field_samples: int
+    stride: int = 1
 
     def frames(self, samples: int) -> int:
         return max(0, (samples - self.field_samples) // self.hop_samples + 1)
@@ -52,17 +56,18 @@ def cut(item: int, num_samples: int, geometry: Geometry, window: int, overlap: i
     """Pieces of one wave.
 
     window, overlap: frames of a window, and frames of context dropped at each of its inner
-        borders; 2 * overlap < window.
+        borders; 2 * overlap + geometry.stride <= window.
     """
     total = geometry.frames(num_samples)
     if total <= window:
         return [Piece(item, 0, num_samples, 0, 0, total)]
-    step = window - 2 * overlap
+    step = window - 2 * overlap - geometry.stride + 1
     pieces, first = [], 0
     while first < total:
         # The first and the last window keep their outer borders: there is nothing beyond them.
         begin = min(max(0, first - overlap), total - window)
         last = begin + window >= total
+        begin -= begin % geometry.stride
         count = (total if last else begin + window - overlap) - first
         start = begin * geometry.hop_samples
         stop = num_samples if last else start + geometry.samples(window)

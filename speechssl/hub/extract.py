@@ -39,7 +39,7 @@ class Features:
 
     id: its path, its number in the list, or its cut id.
     hidden: layer number -> (T, D) float32; layer 0 is the transformer's input, i the output of
-        layer i.
+        layer i. Of a multi-resolution encoder, layers of a lower rate have their frames repeated.
     frame_rate_hz, hop_samples, field_samples, sample_rate_hz: frame t is computed from samples
         [t * hop, t * hop + field) of the wave at sample_rate_hz (plus the encoder's context).
     num_samples: of the wave at sample_rate_hz.
@@ -216,7 +216,7 @@ def _run_window(
     rate = geometry.sample_rate_hz
     frames = geometry.frames(round(plan.chunk_seconds * rate))
     overlap = round(plan.overlap_seconds * rate / geometry.hop_samples)
-    if not 0 <= 2 * overlap < frames:
+    if 2 * overlap + geometry.stride > frames:
         raise ValueError(
             f"chunk_seconds: found {plan.chunk_seconds} ({frames} frames), want more than twice "
             f"the overlap ({overlap} frames)"

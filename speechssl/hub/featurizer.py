@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechssl.contract import Encoder
+from speechssl.contract import Encoder, padding_mask
 from speechssl.hub.load import load
 from speechssl.hub.model import Model
 
@@ -22,6 +22,7 @@ class Featurizer(nn.Module):
 
     The sum is over softmax(w)_l N(h_l). w starts at 0, all layers alike; `weights` reads it.
     Features are 0 behind each utterance's frames, and nothing depends on what the padding holds.
+    Layers of a lower frame rate have their frames repeated.
 
     source: what `speechssl.load` opens; or a `Model` or an encoder, which is shared, not copied.
     layers: as in `Model.extract`; None for all.
@@ -93,22 +94,17 @@ class Featurizer(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """wave: (B, L) float32 at `sample_rate_hz`, as read; lengths: (B,) int64 samples.
 
-        Raises ValueError for an utterance shorter than one frame, and if the layers have different
-        frame rates.
+        Raises ValueError for an utterance shorter than one frame.
         """
         output = self.encoder(wave, lengths, layers=self.layers)
-        if output.rates_hz is not None and len({*output.rates_hz}) > 1:
-            raise ValueError(
-                f"layers: found frame rates {output.rates_hz}, want layers of one rate; choose "
-                "them by layers=..."
-            )
-        features = torch.zeros_like(output.hidden[0])
-        for layer, share in zip(self.layers, self.layer_weights.softmax(0), strict=True):
-            state = output.layer(layer)
-            if self.normalise:
-                state = F.layer_norm(state, state.shape[-1:])
-            features = features + share * state
-        return features.masked_fill(output.padding_mask[..., None], 0), output.lengths
+        shares = self.layer_weights.softmax(0)
+        parts = []
+        for layer, share in zip(self.layers, shares, strict=True):
+            state = output.aligned(layer)
+            parts.append(share * (F.layer_norm(state, (self.dim,)) if self.normalise else state))
+        features = torch.stack(parts).sum(0)
+        padding = padding_mask(output.lengths, features.shape[1])
+        return features.masked_fill(padding[..., None], 0), output.lengths
 
     def extra_repr(self) -> str:
         return f"layers={self.layers}, normalise={self.normalise}, trainable={self.trainable}"

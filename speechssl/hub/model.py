@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -74,7 +75,8 @@ class Model:
     @property
     def geometry(self) -> Geometry:
         e = self.encoder
-        return Geometry(e.sample_rate_hz, e.hop_samples, e.receptive_field_samples)
+        stride = math.lcm(*e.layer_strides)
+        return Geometry(e.sample_rate_hz, e.hop_samples, e.receptive_field_samples, stride)
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
@@ -106,6 +108,10 @@ class Model:
             f"{self.encoder.receptive_field_samples}) at {self.sample_rate_hz} Hz",
             "recogniser: " + ("yes, see transcribe()" if self._log_probs else "none"),
         ]
+        strides = self.encoder.layer_strides
+        slow = ", ".join(f"{i}: {n}" for i, n in enumerate(strides) if n > 1)
+        if slow:
+            lines.insert(3, f"layers with frames that are repeated, and how often: {slow}")
         normalised = getattr(self.encoder.config, "normalize_wave", None)
         if normalised is not None:
             kind = "each brought to mean 0 and variance 1" if normalised else "taken as they are"
@@ -176,12 +182,7 @@ class Model:
         def forward(wave: Tensor, lengths: Tensor) -> dict[int, Tensor]:
             with self._precision():
                 output = self.encoder(wave, lengths, layers=wanted)
-            if output.rates_hz is not None and len({*output.rates_hz}) > 1:
-                raise ValueError(
-                    f"layers: found frame rates {output.rates_hz}, want layers of one rate in "
-                    "one call; extract them one after the other"
-                )
-            return {layer: output.layer(layer) for layer in wanted}
+            return {layer: output.aligned(layer) for layer in wanted}
 
         geometry = self.geometry
         for result in run(

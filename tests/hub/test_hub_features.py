@@ -13,6 +13,7 @@ import soundfile
 import soxr
 import torch
 
+from speechssl.encoders.multires import MultiresConfig
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.hub import extract
 from speechssl.hub.audio import AudioItem, find_audio, to_wave
@@ -80,6 +81,46 @@ def test_pieces_tile_every_length_exactly(window: int, overlap: int) -> None:
                 assert inside == window
                 assert p.first == 0 or p.keep >= overlap
                 assert p.first + p.count == total or inside - p.keep - p.count >= overlap
+
+
+@pytest.mark.parametrize("stride", [2, 4, 6])
+def test_windows_start_where_a_frame_of_the_lowest_rate_does(stride: int) -> None:
+    geometry = Geometry(16000, 320, 400, stride)
+    for window, overlap in ((20, 0), (33, 9), (33, 13), (101, 7)):
+        for samples in [400, 6480, 10000, 37777, 50001, 99999]:
+            total = geometry.frames(samples)
+            pieces = cut(7, samples, geometry, window, overlap)
+            frames = [f for p in pieces for f in range(p.first, p.first + p.count)]
+            assert frames == list(range(total))
+            for p in pieces:
+                inside = geometry.frames(p.size)
+                assert (p.start // 320) % stride == 0 and p.start // 320 + p.keep == p.first
+                assert p.first == 0 or p.keep >= overlap
+                assert p.first + p.count == total or inside - p.keep - p.count >= overlap
+                assert len(pieces) == 1 or window <= inside < window + stride
+
+
+def test_a_multi_resolution_encoder_gives_all_layers_at_one_rate() -> None:
+    config = MultiresConfig(
+        stacks=(1, 1, 1), dim=32, ffn_dim=64, heads=4, front_dim=16, pos_conv_kernel=16,
+        pos_conv_groups=4, front_norm="layer",
+    )  # fmt: skip
+    model = Model(config.build())
+    waves = [_noise(n, n) for n in (16000 * 5 + 77, 4000, 400, 720)]
+    found = model.extract(waves, rate=16000)
+    for wave, features in zip(waves, found, strict=True):
+        with torch.inference_mode():
+            output = model.encoder(torch.tensor(wave)[None], torch.tensor([len(wave)]))
+        low = output.layer(2)[0].numpy()
+        assert features.num_frames == (len(wave) - 400) // 320 + 1
+        assert _difference(features.hidden[2], low.repeat(2, 0)[: features.num_frames]) < 1e-5
+    parts = model.extract(waves[0], rate=16000, chunk_seconds=2.0, overlap_seconds=0.4)[0]
+    assert parts.num_frames == found[0].num_frames
+    # Both frames of a pair are of one window: repeated ones are alike in every window.
+    pairs = parts.hidden[2][: parts.num_frames // 2 * 2].reshape(-1, 2, 32)
+    assert (pairs[:, 0] == pairs[:, 1]).mean() > 0.95
+    assert _difference(parts.hidden[0], found[0].hidden[0]) < 1e-5
+    assert "how often: 2: 2" in model.describe()
 
 
 def test_batches_hold_every_piece_once_within_the_budget() -> None:
