@@ -19,7 +19,7 @@ stop_stage=10       # last stage
 corpus_dir=         # folder of corpora
 objective=hubert    # hubert or wavlm: conf/pretrain_OBJECTIVE_it1.yaml and _it2.yaml
 seeds=1             # seeds, separated by blanks
-steps=2000          # updates of fine-tuning on all labels
+steps=3000          # updates of fine-tuning on all labels
 steps_few=800       # updates of fine-tuning on a tenth of them
 systems="pretrained scratch logmel"  # recognisers to train
 exp=exp             # where results go
@@ -46,8 +46,8 @@ train_cuts=$data/speech/cuts_train_clean.jsonl.gz
 valid_cuts=$data/speech/cuts_valid.jsonl.gz
 
 stage 4 "k-means on MFCC" && {
-  run $exp/km_mfcc speechssl cluster fit --cuts "[$train_cuts]" --features mfcc --classes 100 \
-    --output $exp/km_mfcc
+  run $exp/km_mfcc speechssl cluster fit --cuts "[$train_cuts]" --features mfcc --cmvn true \
+    --classes 100 --output $exp/km_mfcc
 }
 
 stage 5 "labels of iteration 1" && {
@@ -67,7 +67,7 @@ for seed in $seeds; do
     pretrain "$dir/it1" conf/pretrain_${objective}_it1.yaml $exp/km_mfcc/labels "$seed"
   }
   stage 7 "iteration 2, seed $seed" && {
-    run "$dir/km_it1" speechssl cluster fit --cuts "[$train_cuts]" --model "$dir/it1" --layer 4 \
+    run "$dir/km_it1" speechssl cluster fit --cuts "[$train_cuts]" --model "$dir/it1" --layer 3 \
       --classes 200 --output "$dir/km_it1"
     run "$dir/km_it1/apply" speechssl cluster apply --clusters "$dir/km_it1" \
       --cuts "[$train_cuts,$valid_cuts]" --output "$dir/km_it1/labels"
