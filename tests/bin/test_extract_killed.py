@@ -60,6 +60,7 @@ def _lines(path: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [1, 3])
 def test_npy_files_after_kills_are_those_of_a_run_without(folder: Path, kills: int) -> None:
     if not (folder / "whole").is_dir():
@@ -88,6 +89,7 @@ def test_npy_files_after_kills_are_those_of_a_run_without(folder: Path, kills: i
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_complete_shards_survive_a_kill(folder: Path) -> None:
     options = ("--format", "shar", "--shard_size", "40")
     _finish(_start(folder, "whole-shar", *options))

@@ -66,6 +66,7 @@ def _extract(folder: Path, audio: Path, *more: str) -> tuple[int, Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("rate", [16000, 22050])
 def test_an_hour_takes_the_memory_of_five_minutes(tmp_path: Path, rate: int) -> None:
     torch.manual_seed(0)

@@ -38,6 +38,7 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("form", ["npy", "shar", "labels", "jsonl"])
 def test_two_processes_write_what_one_writes(common: list[str], tmp_path: Path, form: str) -> None:
     words = [*common, "--format", form, "--device", "cpu"]
