@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fakes import make_batch, one
 import speechssl.objectives
 from speechssl.config import ObjectiveConfig
 from speechssl.contract import Batch, Objective, Update
+from speechssl.encoders.multires import MultiresConfig
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.train.config import TrainConfig
 from speechssl.train.trainer import Trainer
@@ -37,6 +39,10 @@ ENCODER = TransformerConfig(
     input_dropout=0.0,
     layerdrop=0.0,
 )
+MULTIRES = MultiresConfig(
+    **{k: v for k, v in vars(ENCODER).items() if k in {f.name for f in fields(MultiresConfig)}},
+    stacks=(1, 1, 1),
+)
 DEFAULTS: dict[str, Any] = {"encoder": ENCODER, "classes": CLASSES, "final_dim": 32}
 SMALL: dict[str, dict[str, Any]] = {
     "BestRQConfig": {"codes": 16, "codebooks": 2},
@@ -51,6 +57,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "Data2vecConfig": {"target_layers": 2},
     "DinoSRConfig": {"target_layers": 2, "codes": 16},
     "IlsConfig": {"supervised_layers": (1,)},
+    "MrHubertConfig": {"encoder": MULTIRES},
     "UniSpeechSatConfig": {"utterance_layer": 1, "codes": 8, "instances": 20},
     "W2vBertConfig": {
         "contrastive_layer": 1,
@@ -149,7 +156,8 @@ def trainer(
     valid: bool = True,
     **options: Any,
 ) -> Trainer:
-    changes = {"encoder": dataclasses.replace(ENCODER, **encoder)} if encoder else {}
+    base = SMALL.get(kind.__name__, {}).get("encoder", ENCODER)
+    changes = {"encoder": dataclasses.replace(base, **encoder)} if encoder else {}
     objective = build(kind, **changes)
     source = NoiseSource(objective, parts, rank, world)
     given = {"device": "cpu", "tensorboard": False, "learning_rate": 1e-3, "warmup_fraction": 0.0,
