@@ -1,8 +1,8 @@
 """Checkpoints of fairseq and of Microsoft's UniLM: one .pt with settings, tensors, and much else.
 
-Reads HuBERT, wav2vec 2.0, data2vec (audio) and DinoSR, pretrained or fine-tuned with CTC,
-UniSpeech-SAT, and WavLM ({cfg, model}). Neither fairseq nor omegaconf is needed, and nothing in the
-file is run.
+Reads HuBERT, wav2vec 2.0, data2vec (audio) and DinoSR, pretrained or fine-tuned with CTC;
+MR-HuBERT, UniSpeech-SAT, and WavLM ({cfg, model}). Neither fairseq nor omegaconf is needed, and
+nothing in the file is run.
 
 Source: the modules of fairseq `models/wav2vec/wav2vec2.py`, `models/hubert/hubert.py`,
 `examples/data2vec/models/data2vec_audio.py`, DinoSR's `models/dinosr.py` and UniLM
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.encoders.transformer import TransformerConfig
+from speechssl.hub import multires_format
 from speechssl.hub.restricted_pickle import load_tensors, plain
 from speechssl.hub.tensor_names import (
     Checkpoint,
@@ -28,7 +29,10 @@ from speechssl.hub.tensor_names import (
     tensor_names,
 )
 
-MODELS = ("wav2vec2", "hubert", "data2vec_audio", "dinosr", "unispeech_sat", "wavlm")
+MODELS = (
+    "wav2vec2", "hubert", "data2vec_audio", "dinosr", "unispeech_sat", "wavlm",
+    multires_format.KIND,
+)  # fmt: skip
 RECOGNISERS = ("wav2vec_ctc", "hubert_ctc")
 CTC_PREFIX = "w2v_encoder.w2v_model."
 PRETRAINING_TENSORS = (
@@ -66,18 +70,25 @@ def read_fairseq(content: Mapping[str, Any], path: Path) -> Checkpoint:
     does not compute, or naming each tensor that is missing, left over, or of another shape.
     """
     settings, task, recogniser = _settings(content, path)
-    config = to_config(settings, task, str(path))
+    shared = to_config(settings, task, str(path))
     prefix = CTC_PREFIX if recogniser else ""
-    wanted, left_out = leave_out(content["model"], PRETRAINING_TENSORS, prefix)
+    multires = (settings.get("_name") or settings.get("arch")) == multires_format.KIND
+    beginnings = multires_format.PRETRAINING_TENSORS if multires else PRETRAINING_TENSORS
+    wanted, left_out = leave_out(content["model"], beginnings, prefix)
     tensors = {_modern(k): v for k, v in load_tensors(wanted)}
+    if multires:
+        config = multires_format.multires_config(shared, settings, str(path))
+        tensors = multires_format.multires_tensors(tensors)
+        names = multires_format.multires_names(config)
+        return Checkpoint(config, assemble(tensors, names, config, str(path)), None, left_out)
     head = None
     if recogniser:
         if not {"w2v_encoder.proj.weight", "w2v_encoder.proj.bias"} <= tensors.keys():
             raise ValueError(f"{path}: found no w2v_encoder.proj, the recogniser's output layer")
         weight, bias = (tensors.pop(f"w2v_encoder.proj.{x}").float() for x in ("weight", "bias"))
         head = CtcTensors(weight, bias, 0, _vocabulary(content, path, len(bias)))
-    table = [(ours, tuple(prefix + n for n in names)) for ours, names in fairseq_names(config)]
-    return Checkpoint(config, assemble(tensors, table, config, str(path)), head, left_out)
+    table = [(ours, tuple(prefix + n for n in names)) for ours, names in fairseq_names(shared)]
+    return Checkpoint(shared, assemble(tensors, table, shared, str(path)), head, left_out)
 
 
 def _modern(name: str) -> str:

@@ -1,8 +1,8 @@
 """Model folders of transformers (config.json with safetensors or .bin): read and write, strictly.
 
-Reads and writes HuBERT, WavLM and data2vec (audio); reads the models that share HuBERT's module tree:
-wav2vec 2.0, UniSpeech and UniSpeech-SAT; and wav2vec 2.0 Conformer. transformers itself is not
-needed.
+Reads and writes HuBERT, WavLM and data2vec (audio); reads the models that share HuBERT's module
+tree, wav2vec 2.0, UniSpeech and UniSpeech-SAT; and wav2vec 2.0 Conformer. transformers itself is
+not needed.
 """
 
 from __future__ import annotations
