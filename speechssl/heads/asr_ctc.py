@@ -150,10 +150,11 @@ class CtcHead(Objective):
             out = self.encoder(wave, wave_lengths, layers=wanted, **masks)
         if self.config.weighted_layers:
             mix = self.layer_weights.softmax(0)
-            first = torch.stack([w * h for w, h in zip(mix, out.hidden, strict=True)]).sum(0)
+            states = [out.aligned(n) for n in out.layers]
+            first = torch.stack([w * h for w, h in zip(mix, states, strict=True)]).sum(0)
         else:
-            first = out.layer(layers[0])
-        read = [first, *(out.layer(n) for n in layers[1:])]
+            first = out.aligned(layers[0])
+        read = [first, *(out.aligned(n) for n in layers[1:])]
         lengths = out.lengths * self.config.upsample
         return [self._classify(x, lengths) for x in read], lengths
 

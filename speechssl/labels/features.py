@@ -10,6 +10,7 @@ Shape legend: B utterances, L samples, T frames, D features.
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -148,7 +149,8 @@ class EncoderFeatures:
 
     layer: the layer whose states are returned by a call. Only the layers asked for are computed
     as far as the encoder can stop early. Audio above 100 s goes through in pieces whose frames
-    join exactly. bf16: autocast, for speed; the states are returned as float32.
+    join exactly. Layers of a lower rate have their frames repeated, so that all lie on one time
+    axis. bf16: autocast, for speed; the states are returned as float32.
     """
 
     def __init__(
@@ -173,8 +175,10 @@ class EncoderFeatures:
         self.frame_rate_hz = encoder.frame_rate_hz
         self.window_seconds = encoder.receptive_field_samples / encoder.sample_rate_hz
         self.info: dict[str, Any] = {"kind": "encoder", "layer": self.layer, **(info or {})}
-        hop = encoder.hop_samples
-        self._chunk_frames = max(1, int(max_chunk_seconds * encoder.sample_rate_hz) // hop)
+        chunk = int(max_chunk_seconds * encoder.sample_rate_hz) // encoder.hop_samples
+        # A piece begins where a frame of every layer does.
+        step = math.lcm(*encoder.layer_strides)
+        self._chunk_frames = max(chunk // step, 1) * step
 
     def __call__(self, batch: Batch) -> list[Tensor]:
         return self.layers(batch, (self.layer,))[0]
@@ -219,13 +223,8 @@ class EncoderFeatures:
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
         ):
             out = self.encoder(wave[rows], lengths[rows], layers=tuple(numbers))
-        if out.rates_hz is not None and len({*out.rates_hz, out.frame_rate_hz}) > 1:
-            raise ValueError(
-                f"layers: found frame rates {out.rates_hz}, want layers of one rate; choose "
-                f"layers at {out.frame_rate_hz:g} Hz"
-            )
         for into, number in zip(states, numbers):
-            hidden = out.layer(number).float()
+            hidden = out.aligned(number).float()
             for place, row in zip(keep, hidden):
                 into[place] = row[: counts[place]]
         return states

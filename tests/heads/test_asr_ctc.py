@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from speechssl.contract import Batch
+from speechssl.encoders.multires import MultiresConfig
 from speechssl.encoders.transformer import TransformerConfig, TransformerEncoder
 from speechssl.heads.asr_ctc import CtcConfig, CtcHead, best_path, edit_distance
 
@@ -248,3 +249,25 @@ def test_wrong_settings_and_targets_are_named() -> None:
         head()(dataclasses.replace(data, targets={}))
     with pytest.raises(ValueError, match="token ids"):
         head(vocab_size=3)(data)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_layers_of_a_lower_rate_are_read_at_the_encoders(weighted: bool) -> None:
+    config = MultiresConfig(
+        front_end="log_mel",
+        front_norm="layer",
+        front_dim=32,
+        stacks=(1, 1, 1),
+        dim=32,
+        ffn_dim=64,
+        heads=4,
+        pos_conv_groups=4,
+    )
+    given = {"vocab_size": VOCAB, "layer": 2, "weighted_layers": weighted}
+    built = CtcConfig(**given).build(config.build()).eval()
+    whole = batch()
+    scores, lengths = built.log_probs(whole.wave, whole.wave_lengths)
+    assert lengths.tolist() == built.encoder.frame_lengths(whole.wave_lengths).tolist()
+    assert scores.shape[:2] == (3, int(lengths.max()))
+    assert torch.equal(scores[:, :-1:2], scores[:, 1::2]) != weighted
+    assert torch.isfinite(built(whole).total)

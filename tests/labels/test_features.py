@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from speechssl.contract import Batch, Encoder, EncoderOutput
+from speechssl.encoders.multires import MultiresConfig
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.labels.features import (
     EncoderFeatures,
@@ -135,6 +136,22 @@ class Counting(Encoder):
         frames = self.frame_lengths(wave_lengths)
         states = tuple(torch.full((len(wave), int(frames.max()), 4), float(n)) for n in layers)
         return EncoderOutput(states, tuple(layers), frames, 50.0)
+
+
+def test_layers_of_a_lower_rate_are_repeated_also_over_pieces() -> None:
+    encoder = MultiresConfig(
+        front_dim=16, stacks=(1, 1, 1), dim=32, ffn_dim=48, heads=4, front_norm="layer"
+    ).build()
+    wave = 0.3 * torch.randn(16320)  # 50 frames
+    whole = EncoderFeatures(encoder, 2)
+    low, high = whole.layers(batch_of(wave, wave[:9000]), (2, 3))
+    assert [x.shape for x in low] == [x.shape for x in high] == [(50, 32), (27, 32)]
+    assert torch.equal(low[0][::2], low[0][1::2])
+    assert torch.equal(low[1][0:26:2], low[1][1:26:2])
+    assert not torch.equal(high[0][::2], high[0][1::2])
+    pieces = EncoderFeatures(encoder, 2, max_chunk_seconds=0.22)(batch_of(wave))[0]  # 11: 10 frames
+    assert pieces.shape == (50, 32)
+    assert torch.equal(pieces[::2], pieces[1::2])
 
 
 def test_only_the_wanted_layers_are_asked_for_in_eval_mode() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# HuBERT and WavLM on LibriSpeech as published, all iterations from MFCC clusters on.
+# HuBERT, WavLM and MR-HuBERT on LibriSpeech as published, all iterations from MFCC clusters on.
 #
 #   ./run.sh --librispeech /data/LibriSpeech --nproc 8                        # HuBERT Base
 #   ./run.sh --librispeech /data/LibriSpeech --nproc 8 --recipe hubert_large  # on its labels
@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stage=1               # first stage
 stop_stage=10         # last stage
 librispeech=          # the corpus folder, holding train-clean-100 and so on
-recipe=hubert_base    # hubert_base, hubert_large, hubert_xlarge, wavlm_base, wavlm_base_plus or wavlm_large
+recipe=hubert_base    # hubert_base, hubert_large, hubert_xlarge, wavlm_base, wavlm_base_plus, wavlm_large, mr_hubert_base or mr_hubert_large
 train_parts=train-clean-100,train-clean-360,train-other-500  # parts to pretrain on
 valid_parts=dev-clean # parts to validate on
 iterations=2          # HuBERT Base iterations before the recipe's own: 1 or 2
@@ -85,7 +85,7 @@ stage 7 "next iteration: clusters of layer 6, K=500; then of iteration 2's layer
     hubert_base) ;;
     # WavLM Base uses the labels of iteration 1; all others those of iteration 2 (layer 9).
     wavlm_base) pretrain $exp/wavlm_base conf/wavlm_base.yaml "$labels" ;;
-    hubert_large | hubert_xlarge | wavlm_base_plus | wavlm_large)
+    hubert_large | hubert_xlarge | wavlm_base_plus | wavlm_large | mr_hubert_base | mr_hubert_large)
       cluster $exp/hubert_base_it2 9 $exp/km_it2_l9
       pretrain "$exp/$recipe" "conf/$recipe.yaml" $exp/km_it2_l9/labels ;;
     *) log "--recipe: found $recipe, see --help"; exit 2 ;;
