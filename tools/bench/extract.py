@@ -1,154 +1,308 @@
-"""Feature extraction over mixed lengths, against transformers with the same weights.
+"""Feature extraction from files of mixed lengths, against transformers with the same weights.
 
-Both get the same waves in the same order and must give every layer of every utterance. Ours
-sorts and batches by itself; transformers runs in three usual ways: one utterance at a time, padded
-batches in the given order, and padded batches sorted by length with an attention mask (the best a
-careful user writes). Reported: seconds of audio per second (RTFx), and the largest difference to
-transformers' single-utterance features. Weights are random, so no download is needed.
+Every way gives every layer of every file to a consumer that drops it, in a process of its own, so
+that its time and its peak memory are its own. transformers runs in three ways: padded batches of
+the given order, which is its usual loop; the same sorted by length first, up to a number of
+seconds; and one file at a time. Masks are passed where its documentation asks for them. Reported
+are seconds of audio per second, the most memory beyond that of the loaded model, and how far the
+features are from transformers' of single files. Weights are random, so no download is needed.
+
+    python tools/bench/extract.py --audio '/corpora/an4' '/corpora/librispeech_sample'
+
+--long 60 adds one recording of 60 minutes, made of those files. transformers gets as much memory
+for it as the machine has free, without swap.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 
 import speechssl
+from speechssl.hub.audio import find_audio, read_file, to_wave
 
-
-def waves(count: int, seed: int) -> list[np.ndarray]:
-    """Lengths as in read speech: 1 to 17 s, log-normal around 7 s; noise of varying loudness."""
-    rng = np.random.default_rng(seed)
-    seconds = np.clip(rng.lognormal(np.log(7.0), 0.6, count), 1.0, 17.0)
-    return [
-        (rng.standard_normal(int(16000 * s)) * rng.uniform(0.02, 0.2)).astype(np.float32)
-        for s in seconds
-    ]
-
-
-def theirs_alone(model: torch.nn.Module, found: list[np.ndarray]) -> list[list[np.ndarray]]:
-    return [_theirs(model, [w])[0] for w in found]
-
-
-def theirs_batched(
-    model: torch.nn.Module, found: list[np.ndarray], seconds: float, sort: bool
-) -> list[list[np.ndarray]]:
-    order = sorted(range(len(found)), key=lambda i: -len(found[i])) if sort else range(len(found))
-    out: list[list[np.ndarray]] = [[] for _ in found]
-    batch: list[int] = []
-
-    def flush() -> None:
-        for i, features in zip(batch, _theirs(model, [found[i] for i in batch])):
-            out[i] = features
-        batch.clear()
-
-    for i in order:
-        longest = max(len(found[j]) for j in [*batch, i])
-        if batch and longest * (len(batch) + 1) > seconds * 16000:
-            flush()
-        batch.append(i)
-    flush()
-    return out
-
-
-def _theirs(model: torch.nn.Module, batch: list[np.ndarray]) -> list[list[np.ndarray]]:
-    device = next(model.parameters()).device
-    longest = max(map(len, batch))
-    padded = torch.zeros(len(batch), longest)
-    mask = torch.zeros(len(batch), longest, dtype=torch.long)
-    for row, wave in enumerate(batch):
-        padded[row, : len(wave)] = torch.from_numpy(wave)
-        mask[row, : len(wave)] = 1
-    with torch.inference_mode():
-        hidden = model(
-            padded.to(device),
-            attention_mask=mask.to(device) if len(batch) > 1 else None,
-            output_hidden_states=True,
-        ).hidden_states
-        hidden = [h.float().cpu().numpy() for h in hidden]
-    return [
-        [h[row, : (len(wave) - 400) // 320 + 1] for h in hidden] for row, wave in enumerate(batch)
-    ]
-
-
-def worst_difference(found: list[list[np.ndarray]], want: list[list[np.ndarray]]) -> float:
-    return max(
-        float(np.abs(a - b).max())
-        for one, other in zip(found, want, strict=True)
-        for a, b in zip(one, other, strict=True)
-    )
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "hubert": ("Hubert", {}),
+    "wavlm": ("WavLM", {}),
+    "wav2vec2_layer_norm": ("Wav2Vec2", {"feat_extract_norm": "layer", "conv_bias": True}),
+}
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "conv_dim": (32,) * 7,
+}  # fmt: skip
+USUAL = "transformers, batches in order"
+WAYS = ("speechssl", USUAL, "transformers, sorted batches", "transformers, one at a time")
+COMPARED = 8
+"""Files whose features are kept to be compared."""
+Found = tuple[int, list[np.ndarray]]
 
 
 def main() -> int:
+    options = _options()
+    if options.way is not None:
+        return _measured(options)
+    with tempfile.TemporaryDirectory(prefix="bench") as scratch:
+        folder = Path(scratch)
+        _write_model(folder / "model", options)
+        files = _files(options, folder / "files.json")
+        seconds = sum(soundfile.info(f).duration for f in files)
+        threads = options.threads or torch.get_num_threads()
+        print(f"{options.kind}, {options.layers} layers, {len(files)} files, {seconds:.0f} s, "
+              f"{threads} threads, {options.device}", flush=True)  # fmt: skip
+        results = _rounds(options, folder)
+        rows = _report(results, seconds, folder)
+        long = _long(options, folder, files) if options.long else None
+    if options.json:
+        content = {"seconds": seconds, "ways": rows, "long": long}
+        options.json.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return 0
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kind", choices=["hubert", "wavlm"], default="hubert")
+    parser.add_argument("--audio", nargs="+", required=True, help="files, folders or globs")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of audio, drawn from them")
+    parser.add_argument("--kind", choices=[*KINDS], default="hubert")
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--utterances", type=int, default=24)
-    parser.add_argument("--batch-seconds", type=float, default=80.0)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--small", action="store_true", help="a narrow model, to try the script")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
+    parser.add_argument("--batch-size", type=int, default=8, help="of transformers' usual loop")
+    parser.add_argument("--batch-seconds", type=float, default=80.0, help="of its sorted batches")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--long", type=float, default=0.0, help="minutes of the long recording")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
-    try:
-        import transformers
-    except ImportError:
-        raise SystemExit("transformers is absent; pip install 'speechssl[bench]'") from None
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)  # of the child process
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--list", default="files.json", help=argparse.SUPPRESS)
+    parser.add_argument("--memory", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _write_model(folder: Path, options: argparse.Namespace) -> None:
+    import transformers
+
+    torch.manual_seed(options.seed)
+    family, values = KINDS[options.kind]
+    values = values | {"num_hidden_layers": options.layers} | (SMALL if options.small else {})
+    config = getattr(transformers, f"{family}Config")(**values)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(folder)
+    layered = config.feat_extract_norm == "layer"
+    transformers.Wav2Vec2FeatureExtractor(
+        do_normalize=layered, return_attention_mask=layered
+    ).save_pretrained(folder)
+
+
+def _files(options: argparse.Namespace, path: Path) -> list[str]:
+    """Random files of at least a tenth of a second, as many as make `minutes`."""
+    found = find_audio(options.audio)
+    files, seconds = [], 0.0
+    for number in np.random.default_rng(options.seed).permutation(len(found)):
+        if seconds >= 60 * options.minutes:
+            break
+        duration = soundfile.info(found[number]).duration
+        if duration >= 0.1:
+            files.append(str(found[number]))
+            seconds += duration
+    path.write_text(json.dumps(files))
+    return files
+
+
+# --- One way, in a process of its own ---------------------------------------------------------
+
+
+def _measured(options: argparse.Namespace) -> int:
+    """Extract from all files of the list; print what it took."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    name = {"hubert": "Hubert", "wavlm": "WavLM"}[options.kind]
-    torch.manual_seed(options.seed)
-    config = getattr(transformers, f"{name}Config")(num_hidden_layers=options.layers)
-    theirs = getattr(transformers, f"{name}Model")(config).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        ours = speechssl.load(folder, options.device)
-    theirs.to(options.device)
-    audio = waves(options.utterances, options.seed)
-    seconds = sum(map(len, audio)) / 16000
-
-    def own() -> list[list[np.ndarray]]:
-        found = ours.extract(audio, rate=16000, batch_seconds=options.batch_seconds)
-        return [list(f.hidden.values()) for f in found]
-
-    budget = options.batch_seconds
-    rows: dict[str, Callable[[], list[list[np.ndarray]]]] = {
-        "transformers, one at a time": lambda: theirs_alone(theirs, audio),
-        "transformers, batches": lambda: theirs_batched(theirs, audio, budget, sort=False),
-        "transformers, sorted batches": lambda: theirs_batched(theirs, audio, budget, sort=True),
-        "speechssl": own,
+    files = json.loads((options.folder / options.list).read_text())
+    device = torch.device(options.device)
+    extract = _own if options.way == "speechssl" else _theirs
+    stream = extract(options, files, device)
+    next(stream)  # the model is there
+    before = _held_bytes(device)
+    if options.memory:
+        used = _of_proc("self/status", "VmSize")
+        resource.setrlimit(resource.RLIMIT_AS, (used + options.memory,) * 2)
+    kept: dict[str, np.ndarray] = {}
+    clock, cpu, frames = time.perf_counter(), time.process_time(), 0
+    for number, layers in stream:
+        frames += len(layers[-1])
+        if number < COMPARED:
+            kept |= {f"{number}_{i}": np.array(x) for i, x in enumerate(layers)}
+    took = {
+        "seconds": time.perf_counter() - clock,
+        "cpu_seconds": time.process_time() - cpu,
+        "frames": frames,
+        "peak_mib": (_peak_bytes(device) - before) / 2**20,
     }
-    print(f"{options.kind}, {options.layers} layers, {len(audio)} utterances, {seconds:.0f} s, "
-          f"{torch.get_num_threads()} threads, {options.device}")  # fmt: skip
-    results, want = {}, None
-    for label, run in rows.items():
-        best, found = float("inf"), []
-        for _ in range(options.repeats):
-            start = time.perf_counter()
-            found = run()
-            best = min(best, time.perf_counter() - start)
-        want = found if want is None else want
-        difference = worst_difference(found, want)
-        results[label] = {"rtfx": seconds / best, "max_difference": difference}
-        print(f"{label:<30} {seconds / best:8.2f} x real time   max difference {difference:.2e}",
-              flush=True)  # fmt: skip
-    own_rate = results["speechssl"]["rtfx"]
-    for label, row in results.items():
-        if label != "speechssl":
-            print(f"speechssl / {label}: {own_rate / row['rtfx']:.2f}")
-    if options.json:
-        options.json.write_text(json.dumps({**vars(options), "json": None, "results": results}))
+    if options.list == "files.json":
+        np.savez(options.folder / f"{WAYS.index(options.way)}.npz", **kept)  # pyright: ignore
+    print(json.dumps(took))
     return 0
+
+
+def _held_bytes(device: torch.device) -> int:
+    """Memory that is taken now, from which on the peak counts."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    Path("/proc/self/clear_refs").write_text("5")  # loading had a peak of its own
+    return _of_proc("self/status", "VmRSS")
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _of_proc("self/status", "VmHWM")
+
+
+def _of_proc(file: str, key: str) -> int:
+    """Bytes of a line of /proc (Linux)."""
+    lines = Path("/proc", file).read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
+
+
+def _own(options: argparse.Namespace, files: Sequence[str], device: torch.device) -> Iterator[Any]:
+    model = speechssl.load(options.folder / "model", device)
+    yield None
+    for number, features in enumerate(model.extract_iter(files)):
+        yield number, list(features.hidden.values())
+
+
+def _theirs(
+    options: argparse.Namespace, files: Sequence[str], device: torch.device
+) -> Iterator[Any]:
+    import transformers
+
+    model: Any = transformers.AutoModel.from_pretrained(options.folder / "model")
+    processor: Any = transformers.AutoFeatureExtractor.from_pretrained(options.folder / "model")
+    model = model.eval().to(device)
+    yield None
+    for batch in _batches(options, files):
+        waves = [to_wave(*read_file(files[i]), want_rate=16000) for i in batch]
+        given = processor(waves, sampling_rate=16000, padding=True, return_tensors="pt").to(device)
+        with torch.inference_mode():
+            hidden = model(**given, output_hidden_states=True).hidden_states
+        hidden = [h.cpu().numpy() for h in hidden]
+        for row, (number, wave) in enumerate(zip(batch, waves, strict=True)):
+            frames = (len(wave) - 400) // 320 + 1
+            yield number, [h[row, :frames] for h in hidden]
+
+
+def _batches(options: argparse.Namespace, files: Sequence[str]) -> Iterator[list[int]]:
+    if options.way != "transformers, sorted batches":
+        size = options.batch_size if options.way == USUAL else 1
+        yield from ([*range(len(files))[i : i + size]] for i in range(0, len(files), size))
+        return
+    seconds = [soundfile.info(f).duration for f in files]
+    batch: list[int] = []
+    for number in sorted(range(len(files)), key=lambda i: -seconds[i]):
+        if batch and seconds[batch[0]] * (len(batch) + 1) > options.batch_seconds:
+            yield batch
+            batch = []
+        batch.append(number)
+    yield batch
+
+
+# --- All ways, and their figures --------------------------------------------------------------
+
+
+def _run(way: str, options: argparse.Namespace, folder: Path, *more: str) -> dict[str, float]:
+    """What a process of `way` took; an empty dict if it failed, with its last words on stderr."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--way", way, "--folder", str(folder)]
+    done = subprocess.run([*command, *more], capture_output=True, text=True)
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        print(f"{way}: {words[-1][:300]}", file=sys.stderr)
+        return {}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _rounds(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Rounds interleaved, so that a change of the machine's load meets all ways."""
+    results: dict[str, list[dict[str, float]]] = {way: [] for way in options.ways}
+    for number in range(options.rounds):
+        for way in options.ways:
+            found = _run(way, options, folder)
+            if found:
+                results[way].append(found)
+                print(f"round {number + 1}: {way}, {found['seconds']:.1f} s", flush=True)
+    return results
+
+
+def _report(
+    results: dict[str, list[dict[str, float]]], seconds: float, folder: Path
+) -> dict[str, dict[str, float]]:
+    rows: dict[str, dict[str, float]] = {}
+    for way, found in results.items():
+        if not found:
+            continue
+        rows[way] = {k: float(np.median([f[k] for f in found])) for k in found[0]}
+        rows[way]["times_real_time"] = seconds / rows[way]["seconds"]
+        rows[way]["difference"] = _difference(folder, way)
+    print("\n| way | audio s / s | audio s / CPU s | peak MiB | largest difference |")
+    print("|---|---|---|---|---|")
+    for way, row in rows.items():
+        print(f"| {way} | {row['times_real_time']:.2f} | {seconds / row['cpu_seconds']:.2f} | "
+              f"{row['peak_mib']:.0f} | {row['difference']:.1e} |")  # fmt: skip
+    ours = rows.get("speechssl")
+    for way, row in rows.items():
+        if ours is not None and way != "speechssl":
+            print(f"speechssl / {way}: {row['seconds'] / ours['seconds']:.2f} times the speed, "
+                  f"{ours['peak_mib'] / max(row['peak_mib'], 1):.2f} of the memory")  # fmt: skip
+    return rows
+
+
+def _difference(folder: Path, way: str) -> float:
+    """To the features of transformers, one file at a time."""
+    path, reference = (folder / f"{WAYS.index(w)}.npz" for w in (way, WAYS[-1]))
+    if not reference.is_file():
+        return float("nan")
+    found, want = np.load(path), np.load(reference)
+    return max(float(np.abs(found[k] - want[k]).max()) for k in want.files)
+
+
+def _long(options: argparse.Namespace, folder: Path, files: Sequence[str]) -> dict[str, Any]:
+    """One recording of `long` minutes through ours, and through transformers if it can."""
+    path = folder / "long.flac"
+    left = int(16000 * 60 * options.long)
+    total = left
+    with soundfile.SoundFile(path, "w", 16000, 1) as file:
+        while left > 0:
+            for name in files:
+                wave = to_wave(*read_file(name), want_rate=16000)[:left]
+                file.write(wave)
+                left -= len(wave)
+    (folder / "long.json").write_text(json.dumps([str(path)]))
+    free = _of_proc("meminfo", "MemAvailable")
+    print(f"\none recording of {total / 16000 / 60:.1f} minutes, {free / 2**30:.1f} GiB free")
+    results = {}
+    for way in ("speechssl", WAYS[-1]):
+        memory = 0 if way == "speechssl" or options.device != "cpu" else free
+        found = _run(way, options, folder, "--list", "long.json", "--memory", str(memory))
+        results[way] = found
+        text = "failed"
+        if found:
+            rate = total / 16000 / found["seconds"]
+            text = f"{rate:.2f} x real time, peak {found['peak_mib']:.0f} MiB"
+        print(f"{way}: {text}", flush=True)
+    return results
 
 
 if __name__ == "__main__":
