@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from speechssl.config import HeadConfig
 from speechssl.contract import Batch, Encoder, Loss, Objective
+from speechssl.nn.ctc import BLANK, alignable, ctc_sum, text_targets
 from speechssl.nn.masking import channel_mask, span_mask
-
-BLANK = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,11 +110,10 @@ class CtcHead(Objective):
             encoder.requires_grad_(False)
 
     def forward(self, batch: Batch) -> Loss:
-        tokens_BU, token_lengths = self._targets(batch)
+        tokens_BU, token_lengths = text_targets(batch, self.config.vocab_size)
         log_probs, lengths = self._all_log_probs(batch.wave, batch.wave_lengths, batch.seeds)
-        needed = token_lengths + _repeats(tokens_BU, token_lengths)
-        fits = needed <= lengths
-        losses = [_ctc(x, tokens_BU, lengths, token_lengths, fits) for x in log_probs]
+        fits = alignable(tokens_BU, token_lengths, lengths)
+        losses = [ctc_sum(x, tokens_BU, lengths, token_lengths, fits) for x in log_probs]
         total = losses[0]
         if len(losses) > 1:
             weight = self.config.intermediate_weight
@@ -195,28 +193,6 @@ class CtcHead(Objective):
             ).to(wave_lengths.device)
         return masks
 
-    def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, U) tokens, 0 behind each length, and (B,) lengths."""
-        if "text" not in batch.targets or "text_lengths" not in batch.targets:
-            raise ValueError(
-                f"text: found targets {sorted(batch.targets)}, want 'text' and 'text_lengths'; "
-                "set data.tokenizer to a tokenizer.json"
-            )
-        text, lengths = batch.targets["text"], batch.targets["text_lengths"]
-        if not text.is_cuda and text.numel():
-            low, high = int(text.min()), int(text.max())
-            if low <= BLANK or high >= self.config.vocab_size:
-                raise ValueError(
-                    f"text: found token ids {low} to {high}, want 1 to "
-                    f"{self.config.vocab_size - 1}; is this the tokenizer that the head was made "
-                    "with?"
-                )
-        width = max(int(lengths.max()), 1)
-        where = torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]
-        padded = text.new_zeros(where.shape)
-        padded[where] = text
-        return padded, lengths
-
 
 class _Mlp(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, layers: int, dropout: float) -> None:
@@ -266,31 +242,6 @@ def _front_end(encoder: Encoder) -> nn.Module:
             "freeze_front_end: false"
         )
     return front
-
-
-def _repeats(tokens_BU: Tensor, lengths: Tensor) -> Tensor:
-    """(B,) adjacent equal tokens: each needs a blank frame between."""
-    if tokens_BU.shape[1] < 2:
-        return torch.zeros_like(lengths)
-    same = tokens_BU[:, 1:] == tokens_BU[:, :-1]
-    inside = torch.arange(1, tokens_BU.shape[1], device=lengths.device)[None] < lengths[:, None]
-    return (same & inside).sum(1)
-
-
-def _ctc(
-    log_probs: Tensor, tokens_BU: Tensor, lengths: Tensor, token_lengths: Tensor, fits: Tensor
-) -> Tensor:
-    """Sum over utterances of -log p(tokens), of those that can be aligned."""
-    losses = F.ctc_loss(
-        log_probs.transpose(0, 1),
-        tokens_BU,
-        lengths,
-        token_lengths,
-        blank=BLANK,
-        reduction="none",
-        zero_infinity=True,
-    )
-    return torch.where(fits, losses, 0.0).sum()
 
 
 def best_path(log_probs: Tensor, lengths: Tensor) -> list[list[int]]:

@@ -7,11 +7,14 @@ Supervision", section 3. The relative position bias of the paper is the encoder'
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from speechssl.contract import Batch, EncoderOutput
+from speechssl.nn import collapse
+from speechssl.nn.update_sums import UpdateSums
 from speechssl.objectives.hubert import (
     CosineHead,
     FrameScores,
@@ -30,6 +33,11 @@ class IlsConfig(HubertConfig):
     """Layers besides the last, from 1: 4 of 12 Base."""
     layer_weights: tuple[float, ...] = ()
     """Weight of each one's cross entropy; none given: 1 each."""
+    collapse_after: int = 5000
+    """Raise from this update on if one of these layers predicts nearly the same class for all
+    masked frames; 0: never."""
+    least_perplexity: float = 1.2
+    """Perplexity of a layer's predicted classes that counts as sound."""
 
     def build(self) -> Ils:
         return Ils(self)
@@ -37,6 +45,8 @@ class IlsConfig(HubertConfig):
 
 class Ils(Hubert):
     """Masked cross entropy at several layers, summed; masked frames are counted once."""
+
+    config: IlsConfig
 
     def __init__(self, config: IlsConfig) -> None:
         super().__init__(config)
@@ -61,6 +71,13 @@ class Ils(Hubert):
             )
             for _ in layers
         )
+        self.sums = UpdateSums(
+            **{
+                f"layer_{number}_set_{i}": (count,)
+                for number in layers
+                for i, count in enumerate(config.classes.values())
+            }
+        )
 
     def inner_terms(
         self, batch: Batch, out: EncoderOutput, labels: Labels, scored: Tensor, logs: Logs
@@ -69,9 +86,24 @@ class Ils(Hubert):
         for number, weight, heads in zip(
             self.inner_layers, self.weights, self.inner_heads, strict=True
         ):
-            scores = FrameScores(out.layer(number)[scored], scored)
-            term = torch.stack([scores.add(n, h, labels[n]) for n, h in heads.items()]).sum()
-            terms.append(weight * term)
+            x_MD = out.layer(number)[scored]
+            scores = FrameScores(x_MD, scored)
+            for i, (name, head) in enumerate(cast(nn.ModuleDict, heads).items()):
+                logits = head(x_MD)
+                given = cast(Any, lambda _x, y=logits: y)
+                terms.append(weight * scores.add(name, given, labels[name]))
+                if not batch.filler:
+                    used = torch.bincount(logits.detach().argmax(-1), minlength=logits.shape[1])
+                    self.sums.add(**{f"layer_{number}_set_{i}": used})
             found = scores.logs("masked", scored.sum())
             logs |= {f"{k}_layer_{number}": found[k] for k in ("loss_nats", "masked_accuracy")}
         return torch.stack(terms).sum()
+
+    def after_update(self, step: int) -> None:
+        super().after_update(step)
+        sums = self.sums.take()
+        if collapse.due(step, self.config.collapse_after):
+            for name, used in sums.items():
+                found, least = collapse.perplexity(used), self.config.least_perplexity
+                because = f"{name} predicts nearly the same class for all frames"
+                collapse.require("perplexity of predictions", found, least, step, because)

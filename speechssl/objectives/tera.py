@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from speechssl.config import EncoderConfig, ObjectiveConfig
 from speechssl.contract import Batch, Loss, Objective, padding_mask
+from speechssl.nn import collapse
 from speechssl.nn.altered_mel import altered_mel
 from speechssl.nn.draws import random_normal, random_uniform
 from speechssl.nn.log_mel import SHIFT_SAMPLES, WINDOW_SAMPLES
 from speechssl.nn.masking import span_mask
+from speechssl.nn.update_sums import UpdateSums
 
 _DICE, _NOISE = 31, 32
 """Streams of an utterance's seed."""
@@ -50,6 +52,10 @@ class TeraConfig(ObjectiveConfig):
     """Share of utterances with Gaussian noise on all cells (paper 0.15, its default code 0)."""
     noise_deviation: float = 0.2
     """Deviation of that noise."""
+    collapse_after: int = 1000
+    """Raise from this update on if all frames are restored alike; 0: never."""
+    least_deviation: float = 0.01
+    """Mean over bins of the restored cells' deviation over frames that counts as sound."""
 
     def __post_init__(self) -> None:
         if self.time_probability <= 0 and self.frequency_share <= 0:
@@ -79,6 +85,7 @@ class Tera(Objective):
         self.head = nn.Sequential(
             nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Linear(dim, self.stack * bins)
         )
+        self.sums = UpdateSums(restored=(2, self.stack * bins), count=())
         # Nothing is masked behind the front end.
         cast(Any, self.encoder).mask_emb.requires_grad_(False)
 
@@ -94,15 +101,28 @@ class Tera(Objective):
             out = self.encoder(batch.wave, batch.wave_lengths, layers=[-1])
         x_BMF, cells = kept
         # (B, T, S * F) -> (B, T * S, F); the last step may reach beyond the last mel frame.
-        restored = self.head(out.last).float().unflatten(2, (self.stack, -1)).flatten(1, 2)
+        steps = self.head(out.last).float()
+        restored = steps.unflatten(2, (self.stack, -1)).flatten(1, 2)
         error = (restored[:, : x_BMF.shape[1]] - x_BMF.float())[cells]
         total, count = error.abs().sum(), cells.sum()
+        if not batch.filler:
+            frames = steps.detach()[~out.padding_mask]
+            moments = torch.stack([frames.sum(0), frames.square().sum(0)])
+            self.sums.add(restored=moments, count=out.lengths.sum())
         logs = {
             "distance": (total.detach(), count),
             "distance_of_zero": (x_BMF[cells].abs().sum(), count),
             "altered_fraction": (count, _mel_lengths(batch).sum() * x_BMF.shape[2]),
         }
         return Loss(total, count, logs)
+
+    def after_update(self, step: int) -> None:
+        super().after_update(step)
+        sums = self.sums.take()
+        if collapse.due(step, self.config.collapse_after):
+            found = collapse.spread(sums["restored"][0], sums["restored"][1], sums["count"])
+            least, because = self.config.least_deviation, "all frames are restored alike"
+            collapse.require("deviation of restored frames", found, least, step, because)
 
     @torch.no_grad()
     def alter(self, x_BMF: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

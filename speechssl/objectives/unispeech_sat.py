@@ -9,6 +9,9 @@ Differs:
   on how an update is cut; one utterance alone has nothing to tell apart.
 - The paper does not state the weights of its terms: the defaults here are ours.
 
+transformers has this model's heads but computes no loss (UniSpeechSatForPreTraining gives None), so
+there is none to compare values with.
+
 Shape legend: B utterances, N masked frames of all of them, I instances per frame, D encoder width,
 F final width, G groups, V codes per group.
 """
@@ -23,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.contract import Batch, EncoderOutput
+from speechssl.nn import collapse
 from speechssl.nn.contrastive import draw_negatives
 from speechssl.nn.draws import random_gumbel
 from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser
@@ -56,6 +60,10 @@ class UniSpeechSatConfig(WavLMConfig):
     """Its factor per update."""
     diversity_weight: float = 0.1
     """Weight of the share of codes that are not used."""
+    collapse_after: int = 5000
+    """Raise from this update on if nearly all instances take the same codes; 0: never."""
+    least_perplexity: float = 1.5
+    """Mean perplexity of a codebook's codes that counts as sound."""
 
     def build(self) -> UniSpeechSat:
         return UniSpeechSat(self)
@@ -79,7 +87,8 @@ class UniSpeechSat(WavLM):
         self.quantiser = GumbelQuantiser(dim, config.groups, config.codes, width)
         self.project_instance = nn.Linear(width, width)
         self.usage = CodeUsage(config.groups, config.codes)
-        self.sums = UpdateSums(probabilities=(config.groups, config.codes), count=())
+        shape = config.groups, config.codes
+        self.sums = UpdateSums(probabilities=shape, codes=shape, count=())
 
     def inner_terms(
         self, batch: Batch, out: EncoderOutput, labels: Labels, scored: Tensor, logs: Logs
@@ -96,11 +105,13 @@ class UniSpeechSat(WavLM):
             config.temperature,
         )
         diversity = self.usage(found.probabilities)
+        used = F.one_hot(found.codes, config.codes).sum(0)
         if not batch.filler:
-            self.sums.add(probabilities=found.probabilities.sum(0), count=count)
+            self.sums.add(probabilities=found.probabilities.sum(0), codes=used, count=count)
         logs["utterance_nats"] = (loss.detach(), count)
         logs["utterance_accuracy"] = (hits, count)
         logs["diversity"] = (diversity.detach(), count)
+        logs["code_perplexity"] = (collapse.perplexity(used).sum() * count, count)
         return config.utterance_weight * loss + config.diversity_weight * diversity
 
     def instances(self, batch: Batch, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,6 +134,10 @@ class UniSpeechSat(WavLM):
         super().after_update(step)
         sums = self.sums.take()
         self.usage.update(sums["probabilities"], sums["count"])
+        if collapse.due(step, self.config.collapse_after):
+            found = collapse.perplexity(sums["codes"]).mean()
+            because = "nearly all instances take the same codes"
+            collapse.require("code perplexity", found, self.config.least_perplexity, step, because)
 
     def _noise(self, batch: Batch, scored: Tensor) -> Tensor | None:
         if not self.training:

@@ -17,6 +17,8 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechssl.contract import Batch, EncoderOutput
+from speechssl.nn.gumbel import Quantised
 from speechssl.objectives.hubert import Logs
 from speechssl.objectives.wav2vec2 import Wav2vec2, Wav2vec2Config
 
@@ -59,7 +61,20 @@ class W2vBert(Wav2vec2):
         self.context_layer = config.contrastive_layer
         self.predict = nn.Linear(self.encoder.dim, config.groups * config.codes)
 
+    def finish(
+        self,
+        total: Tensor,
+        batch: Batch,
+        out: EncoderOutput,
+        mask: Tensor,
+        chosen: Tensor,
+        found: Quantised,
+        logs: Logs,
+    ) -> Tensor:
+        return total + self.upper_terms(out.last[mask], found.codes, logs)
+
     def upper_terms(self, x_ND: Tensor, codes_NG: Tensor, logs: Logs) -> Tensor:
+        """Cross entropy of the codes of masked frames, weighed."""
         logits_NGV = self.predict(x_ND).float().unflatten(-1, (-1, self.config.codes))
         # Indices carry no gradient: the quantiser learns from the contrast alone.
         loss = F.cross_entropy(logits_NGV.flatten(0, 1), codes_NG.flatten(), reduction="sum")

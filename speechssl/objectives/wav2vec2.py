@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.config import EncoderConfig, ObjectiveConfig
-from speechssl.contract import Batch, Loss, Objective
+from speechssl.contract import Batch, EncoderOutput, Loss, Objective
 from speechssl.nn import collapse
 from speechssl.nn.contrastive import draw_negatives, info_nce
 from speechssl.nn.draws import random_gumbel
 from speechssl.nn.frame_masks import masked_frames, pack
-from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser
+from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser, Quantised
 from speechssl.nn.update_sums import UpdateSums
 from speechssl.objectives.hubert import Logs, feature_penalty
 
@@ -104,19 +104,29 @@ class Wav2vec2(Objective):
             span=config.mask_span,
             min_spans=config.mask_min_spans,
         )
-        layers = sorted({self.context_layer, self.encoder.num_layers})
-        out = self.encoder(batch.wave, batch.wave_lengths, mask=mask, layers=layers)
+        out, front = self.encode(batch, mask)
         # The quantiser reads what is behind the mask, through the norm that the encoder shares.
-        features_BMC, packed = pack(cast(Any, self.encoder).front_norm(out.front), mask)
-        target_BMF, codes_BMG, p_NGV = self.targets(features_BMC, packed, batch)
-        context_BMF = self.project_context(pack(out.layer(self.context_layer), mask)[0])
+        chosen = self.quantised_frames(batch, mask, valid)
+        found = self.quantise(cast(Any, self.encoder).front_norm(front), chosen, batch)
         counts, count = mask.sum(1), mask.sum()
+        own = mask[chosen]
+        context_BMC, packed = pack(out.layer(self.context_layer), mask)
+        target_BMF = context_BMC.new_zeros(*packed.shape, config.final_dim, dtype=torch.float32)
+        target_BMF[packed] = self.project_target(found.vectors[own]).float()
+        codes_BMG = found.codes.new_zeros(*packed.shape, config.groups)
+        codes_BMG[packed] = found.codes[own]
         negatives = draw_negatives(
             counts, batch.seeds, config.negatives, packed.shape[1], _NEGATIVES
         )
         contrast, hits = info_nce(
-            context_BMF, target_BMF, packed, negatives, config.temperature, codes_BMG
+            self.project_context(context_BMC),
+            target_BMF,
+            packed,
+            negatives,
+            config.temperature,
+            codes_BMG,
         )
+        p_NGV = found.probabilities[own]
         diversity = self.usage(p_NGV)
         total = contrast + config.diversity_weight * diversity
         used = F.one_hot(codes_BMG[packed], config.codes).sum(0)
@@ -134,28 +144,40 @@ class Wav2vec2(Objective):
             penalty = feature_penalty(out.front, valid, counts)
             total = total + config.feature_penalty * penalty
             logs["feature_penalty"] = (penalty.detach(), count)
-        if self.context_layer < self.encoder.num_layers:
-            total = total + self.upper_terms(out.last[mask], codes_BMG[packed], logs)
-        return Loss(total, count, logs)
+        return Loss(self.finish(total, batch, out, mask, chosen, found, logs), count, logs)
 
-    def upper_terms(self, x_ND: Tensor, codes_NG: Tensor, logs: Logs) -> Tensor:
-        """What variants whose context is no last layer make of it: a sum of the same count."""
-        raise NotImplementedError
+    def encode(self, batch: Batch, mask: Tensor) -> tuple[EncoderOutput, Tensor]:
+        """The masked batch with the layers that are read, and (B, T, C), what is quantised."""
+        layers = sorted({self.context_layer, self.encoder.num_layers})
+        out = self.encoder(batch.wave, batch.wave_lengths, mask=mask, layers=layers)
+        return out, out.front
 
-    def targets(self, x_BMC: Tensor, packed: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, M, F) projected codewords, (B, M, G) codes, (N, G, V) probabilities."""
+    def quantised_frames(self, batch: Batch, mask: Tensor, valid: Tensor) -> Tensor:
+        """(B, T) bool: the masked frames, and what variants quantise besides."""
+        return mask
+
+    def finish(
+        self,
+        total: Tensor,
+        batch: Batch,
+        out: EncoderOutput,
+        mask: Tensor,
+        chosen: Tensor,
+        found: Quantised,
+        logs: Logs,
+    ) -> Tensor:
+        """What variants make of the total, a sum of the same count; they add to `logs`."""
+        return total
+
+    def quantise(self, x_BTC: Tensor, chosen: Tensor, batch: Batch) -> Quantised:
+        """Codes of the N chosen frames, in the order of `x_BTC[chosen]`."""
         config, noise = self.config, None
         if self.training:
-            x_BMC = F.dropout(x_BMC, config.quantiser_dropout)
-            seeds = batch.seeds.to(x_BMC.device)
-            size = (packed.shape[1], config.groups, config.codes)
-            noise = random_gumbel(seeds, _NOISE, *size)[packed]
-        found = self.quantiser(x_BMC[packed], self.gumbel_temperature(), noise)
-        target_BMF = x_BMC.new_zeros(*packed.shape, config.final_dim, dtype=torch.float32)
-        target_BMF[packed] = self.project_target(found.vectors).float()
-        codes_BMG = found.codes.new_zeros(*packed.shape, config.groups)
-        codes_BMG[packed] = found.codes
-        return target_BMF, codes_BMG, found.probabilities
+            x_BTC = F.dropout(x_BTC, config.quantiser_dropout)
+            seeds = batch.seeds.to(x_BTC.device)
+            size = (chosen.shape[1], config.groups, config.codes)
+            noise = random_gumbel(seeds, _NOISE, *size)[chosen]
+        return self.quantiser(x_BTC[chosen], self.gumbel_temperature(), noise)
 
     def gumbel_temperature(self) -> Tensor:
         """Exponential decay with a floor, by updates done."""

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from speechssl.config import EncoderConfig
 from speechssl.contract import IGNORE, Batch, Encoder, EncoderOutput
 
+VOCABULARY = 5
+"""Tokens of transcripts, the blank included."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FakeConfig(EncoderConfig):
@@ -71,20 +74,23 @@ def make_batch(
     seed: int = 0,
     views: Sequence[str] = (),
 ) -> Batch:
-    """Noise utterances with random labels; utterance i is the same whatever stands beside it."""
-    waves, labels = [], {name: [] for name in classes}
+    """Noise utterances with random labels and three tokens each; utterance i is the same whatever
+    stands beside it."""
+    waves, labels, text = [], {name: [] for name in classes}, []
     for i, s in enumerate(seconds):
         random = torch.Generator().manual_seed(seed + i)
         waves.append(torch.randn(int(s * 16000), generator=random))
         frames = int(encoder.frame_lengths(torch.tensor([len(waves[-1])])))
         for name, k in classes.items():
             labels[name].append(torch.randint(k, (frames,), generator=random))
+        text.append(torch.randint(1, VOCABULARY, (3,), generator=random))
     lengths = torch.tensor([len(w) for w in waves])
     wave = nn.utils.rnn.pad_sequence(waves, batch_first=True)
     targets = {
         k: nn.utils.rnn.pad_sequence(v, batch_first=True, padding_value=IGNORE)
         for k, v in labels.items()
     }
+    targets |= {"text": torch.cat(text), "text_lengths": torch.tensor([len(t) for t in text])}
     return Batch(
         wave=wave,
         wave_lengths=lengths,
@@ -95,15 +101,24 @@ def make_batch(
     )
 
 
+def some(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Utterances `rows`, with no more padding than they need."""
+    longest = int(batch.wave_lengths[rows].max())
+    frames = (longest - 400) // 320 + 1
+    targets = {k: v[rows, :frames] for k, v in batch.targets.items() if not k.startswith("text")}
+    texts = batch.targets["text"].split(batch.targets["text_lengths"].tolist())
+    targets["text"] = torch.cat([texts[r] for r in rows])
+    targets["text_lengths"] = batch.targets["text_lengths"][rows]
+    return Batch(
+        wave=batch.wave[rows, :longest],
+        wave_lengths=batch.wave_lengths[rows],
+        targets=targets,
+        views={k: v[rows, :longest] for k, v in batch.views.items()},
+        seeds=batch.seeds[rows],
+        ids=tuple(batch.ids[r] for r in rows),
+    )
+
+
 def one(batch: Batch, i: int) -> Batch:
     """Utterance i alone, without padding."""
-    length = int(batch.wave_lengths[i])
-    frames = int((length - 400) // 320 + 1)
-    return Batch(
-        wave=batch.wave[i : i + 1, :length],
-        wave_lengths=batch.wave_lengths[i : i + 1],
-        targets={k: v[i : i + 1, :frames] for k, v in batch.targets.items()},
-        views={k: v[i : i + 1, :length] for k, v in batch.views.items()},
-        seeds=batch.seeds[i : i + 1],
-        ids=batch.ids[i : i + 1],
-    )
+    return some(batch, [i])

@@ -6,20 +6,22 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fakes import make_batch, one
+from fakes import VOCABULARY, make_batch, some
 
 import speechssl.objectives
 from speechssl.config import ObjectiveConfig
 from speechssl.contract import Batch, Objective, Update
 from speechssl.encoders.multires import MultiresConfig
 from speechssl.encoders.transformer import TransformerConfig
+from speechssl.encoders.units import UnitTransformerConfig
+from speechssl.encoders.vq_conv import VqConvConfig
 from speechssl.train.config import TrainConfig
 from speechssl.train.trainer import Trainer
 
@@ -43,6 +45,14 @@ MULTIRES = MultiresConfig(
     **{k: v for k, v in vars(ENCODER).items() if k in {f.name for f in fields(MultiresConfig)}},
     stacks=(1, 1, 1),
 )
+_FRONT = {"front_end": "log_mel", "front_norm": "layer", "front_dim": 32, "layerdrop": 0.0}
+VQ = VqConvConfig(**_FRONT, layers=2, dim=32, codes=8)
+UNITS = UnitTransformerConfig(
+    **({k: getattr(ENCODER, k) for k in vars(ENCODER)} | {"conv_gradient_scale": 0.0}),
+    vocabulary=65,
+    codes=8,
+    quantised_dim=32,
+)
 DEFAULTS: dict[str, Any] = {"encoder": ENCODER, "classes": CLASSES, "final_dim": 32}
 SMALL: dict[str, dict[str, Any]] = {
     "BestRQConfig": {"codes": 16, "codebooks": 2},
@@ -56,9 +66,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "Data2vecAqcConfig": {"target_layers": 2, "codes": 8, "negatives": 10, "cluster_frames": 8},
     "Data2vecConfig": {"target_layers": 2},
     "DinoSRConfig": {"target_layers": 2, "codes": 16},
+    "DiscreteBertConfig": {"encoder": UNITS},
     "IlsConfig": {"supervised_layers": (1,)},
     "MrHubertConfig": {"encoder": MULTIRES},
+    "UniSpeechConfig": {
+        "vocab_size": VOCABULARY,
+        "codes": 8,
+        "negatives": 10,
+        "final_dropout": 0.0,
+    },
     "UniSpeechSatConfig": {"utterance_layer": 1, "codes": 8, "instances": 20},
+    "VqWav2vecConfig": {"encoder": VQ},
     "W2vBertConfig": {
         "contrastive_layer": 1,
         "codes": 8,
@@ -66,12 +84,41 @@ SMALL: dict[str, dict[str, Any]] = {
         "quantiser_dropout": 0.0,
     },
     "Wav2vec2Config": {"codes": 8, "negatives": 10, "quantiser_dropout": 0.0},
+    "Wav2vecAugConfig": {
+        "codes": 8,
+        "negatives": 10,
+        "quantiser_dropout": 0.0,
+        "projection_dim": 32,
+    },
 }
 """Config class name -> further arguments for a small one."""
 FIXED_DEPTH: set[str] = {"W2vBertConfig"}
 """Objectives that refuse an encoder that drops layers."""
 WHOLE_BATCH: set[str] = {"UniSpeechSatConfig"}
 """Objectives whose loss of a batch is by design no sum over utterances (in-batch negatives)."""
+
+
+def _one_code(quantiser: Any) -> None:
+    quantiser.logits.bias[:: quantiser.codes] = 1e4
+
+
+COLLAPSE: dict[str, Callable[[Any], Any]] = {
+    "BestRQConfig": lambda o: o.quantiser.projection.zero_(),
+    "Data2vec2Config": lambda o: o.head.weight.zero_(),
+    "Data2vecAqcConfig": lambda o: o.head.weight.zero_(),
+    "Data2vecConfig": lambda o: o.head.weight.zero_(),
+    "DinoSRConfig": lambda o: o.codebooks.sums[:, 1:].fill_(1e6),
+    "DiscreteBertConfig": lambda o: o.encoder.unit_of.fill_(3),
+    "IlsConfig": lambda o: o.inner_heads[0]["km"].project.weight.zero_(),
+    "TeraConfig": lambda o: o.head[-1].weight.zero_(),
+    "UniSpeechConfig": lambda o: _one_code(o.quantiser),
+    "UniSpeechSatConfig": lambda o: _one_code(o.quantiser),
+    "VqWav2vecConfig": lambda o: _one_code(o.encoder.projection.quantiser),
+    "W2vBertConfig": lambda o: _one_code(o.quantiser),
+    "Wav2vec2Config": lambda o: _one_code(o.quantiser),
+    "Wav2vecAugConfig": lambda o: _one_code(o.quantiser),
+}
+"""How to collapse each objective that detects it: all that has the option collapse_after."""
 
 
 def _found() -> list[type[ObjectiveConfig]]:
@@ -130,19 +177,7 @@ class NoiseSource:
 
 def piece(batch: Batch, i: int, pieces: int) -> Batch:
     """Utterances i, i + pieces, ... of `batch`, with no more padding than they need."""
-    rows = list(range(i, len(batch), pieces))
-    if len(rows) == 1:
-        return one(batch, i)
-    longest = int(batch.wave_lengths[rows].max())
-    frames = (longest - 400) // 320 + 1
-    return Batch(
-        wave=batch.wave[rows, :longest],
-        wave_lengths=batch.wave_lengths[rows],
-        targets={k: v[rows, :frames] for k, v in batch.targets.items()},
-        views={k: v[rows, :longest] for k, v in batch.views.items()},
-        seeds=batch.seeds[rows],
-        ids=tuple(batch.ids[r] for r in rows),
-    )
+    return some(batch, list(range(i, len(batch), pieces)))
 
 
 def trainer(

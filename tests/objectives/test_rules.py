@@ -9,17 +9,19 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fakes import one
-from kinds import FIXED_DEPTH, WHOLE_BATCH, batch_for, build, every, trainer
+from kinds import COLLAPSE, FIXED_DEPTH, FOUND, WHOLE_BATCH, batch_for, build, every, trainer
 from ranks import STEPS
 from safetensors.torch import load_file
 
 from speechssl.contract import Objective
+from speechssl.nn.collapse import Collapsed
 from speechssl.train import checkpoint
 from speechssl.train.log import TIMING
 
@@ -120,6 +122,29 @@ def test_a_resumed_run_is_bit_equal_to_one_never_stopped(kind: Any, tmp_path: Pa
         tensors.append(checkpoint.Reader(tmp_path / name / "checkpoints" / "step_4").whole(""))
     assert lines[0] == lines[1]
     assert_near(tensors[0], tensors[1], 0.0)
+
+
+@pytest.mark.parametrize("name", sorted(COLLAPSE))
+def test_the_detector_fires_on_a_forced_collapse_and_stays_quiet_otherwise(name: str) -> None:
+    kind = next(k for k in FOUND if k.__name__ == name)
+    for collapsed in (False, True):
+        objective = build(kind, collapse_after=1).train()
+        if collapsed:
+            with torch.no_grad():
+                COLLAPSE[name](objective)
+        batch = batch_for(objective)
+        for i in range(3):
+            objective(one(batch, i))
+        if collapsed:
+            with pytest.raises(Collapsed, match="collapsed at update 1"):
+                objective.after_update(1)
+        else:
+            objective.after_update(1)
+
+
+def test_every_objective_with_a_detector_is_forced_to_collapse() -> None:
+    having = {k.__name__ for k in FOUND if "collapse_after" in {f.name for f in fields(k)}}
+    assert having == set(COLLAPSE)
 
 
 @pytest.fixture(scope="module")
