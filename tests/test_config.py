@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from speechssl.config import from_class_path, from_dict, parse, save_yaml, to_dict
-from speechssl.encoders.transformer import EncoderConfig, TransformerConfig
+from speechssl.config import EncoderConfig, from_class_path, from_dict, parse, save_yaml, to_dict
+from speechssl.encoders.transformer import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
