@@ -19,7 +19,7 @@ checkpoint; when all steps are done it writes model.safetensors and model.json."
 
 TRAINING = {
     "dropout", "attention_dropout", "activation_dropout", "input_dropout", "layerdrop",
-    "conv_gradient_scale", "attention", "checkpointing", "weight_std",
+    "conv_gradient_scale", "attention", "checkpointing",
 }  # fmt: skip
 """Fields of encoders that only training reads: a run may start from weights made with others."""
 
