@@ -6,7 +6,7 @@
 # of the transcripts beside the same model from scratch; decodes greedily and with lexicon and
 # n-gram model; and scores both on held-out speakers.
 #
-#   ./run.sh                          # all of it: under ten minutes on two cores
+#   ./run.sh                          # all of it: some ten minutes on two cores
 #   ./run.sh --stage 6 --stop-stage 7 # some stages
 #   ./run.sh --seeds "1 2 3"          # pretraining and fine-tuning once per seed
 #
