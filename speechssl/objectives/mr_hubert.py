@@ -12,6 +12,7 @@ Shape legend: B utterances, T frames, S frames at a lower rate, D encoder width.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,7 @@ class MrHubert(Hubert):
         self.heads = nn.ModuleDict({name: self.heads[name] for name in sets.pop(1)})
         if config.lower_weight == 0:
             sets = {}
+        self.frame_ms = 1000 / encoder.frame_rate_hz
         self.layer_at = {stride: encoder.resolution_layers[stride] for stride in sets}
         self.inner_layers = tuple(self.layer_at.values())
         self.lower_heads = nn.ModuleDict(
@@ -108,10 +110,11 @@ class MrHubert(Hubert):
         for stride, number in self.layer_at.items():
             where = scored[:, ::stride]  # (B, S)
             scores = FrameScores(out.layer(number)[where], where)
-            for name, head in self.lower_heads[str(stride)].items():
+            heads: Any = self.lower_heads[str(stride)]
+            for name, head in heads.items():
                 own = labels[name] if name in labels else self._labels(batch, name, scored)
                 terms.append(scores.add(name, head, own[:, ::stride]))
             found = scores.logs("masked", where.sum())
-            milliseconds = round(1000 * stride / self.encoder.frame_rate_hz)
-            logs |= {f"{k}_{milliseconds}ms": found[k] for k in ("loss_nats", "masked_accuracy")}
+            span = f"{round(stride * self.frame_ms)}ms"
+            logs |= {f"{k}_{span}": found[k] for k in ("loss_nats", "masked_accuracy")}
         return self.config.lower_weight * torch.stack(terms).sum()
