@@ -156,7 +156,7 @@ def run(options: ExtractOptions) -> int:
     skipped = work.store.finish()
     totals = dist.gather_objects(here)
     if work.report is not None:
-        work.report(sorted(skipped))
+        work.report(sorted(f"{k}: {v.removeprefix(f'{k}: ')}" for k, v in skipped.items()))
     if not dist.is_main():
         return 0
     seconds, frames, count = (sum(t[i] for t in totals) for i in range(3))
@@ -176,7 +176,7 @@ def run(options: ExtractOptions) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """store: what is written. report: called with the ids left out, at the end, on every rank."""
+    """store: what is written. report: called with what was left out, at the end, on every rank."""
 
     store: Any
     layers: list[int]
@@ -215,8 +215,8 @@ def _units(options: ExtractOptions, model: Any, device: Any) -> Work:
     codebook = load_codebook(str(options.clusters))
     layer = _clustered_layer(options, codebook.info["features"], model)
     info = {"model_hash": weights_hash(model.encoder)}
-    extractor = EncoderFeatures(model.encoder, layer, device=device, bf16=options.bf16, info=info)
-    meta = label_meta(codebook, extractor)
+    features: Any = EncoderFeatures(model.encoder, layer, device=device, info=info)
+    meta = label_meta(codebook, features)
     assign = codebook.assigner(device)
     counts = LabelCounts(counts=torch.zeros(codebook.classes, dtype=torch.int64).numpy())
 

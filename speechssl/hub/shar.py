@@ -61,7 +61,8 @@ class SharWriter(Store):
     ) -> None:
         form = {"format": "shar", "dtype": dtype, "pool": pool, "shard_size": shard_size}
         super().__init__(folder, {**meta, **form})
-        self.dtype, self.pool, self.shard_size = np.dtype(dtype), pool, shard_size
+        self.dtype, self.shard_size = np.dtype(dtype), shard_size
+        self.pool: Pool = pool
         self.layers: list[int] = list(meta["layers"])
         self.frame_shift: float = meta["hop_samples"] / meta["sample_rate_hz"]
         if dist.is_main():

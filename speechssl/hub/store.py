@@ -102,7 +102,8 @@ class FeatureWriter(Store):
         pool: Pool = "none",
     ) -> None:
         super().__init__(folder, {**meta, "format": "npy", "dtype": dtype, "pool": pool})
-        self.dtype, self.pool = np.dtype(dtype), pool
+        self.dtype = np.dtype(dtype)
+        self.pool: Pool = pool
         self.index = self.folder / ("index.jsonl" if part is None else f"index.{part}.jsonl")
         for path in parts_of(self.folder, "index"):
             self.done |= _repair(path, set(meta["layers"]))
@@ -179,10 +180,13 @@ def pooled(values: np.ndarray, kind: Pool) -> np.ndarray:
     """
     if kind == "none":
         return values
-    mean = sum(block.sum(0, dtype=np.float64) for block in blocks(values)) / len(values)
+    mean, squares = np.zeros((2, values.shape[1]))
+    for block in blocks(values):
+        mean += block.sum(0, dtype=np.float64) / len(values)
     if kind == "mean":
         return mean.astype(np.float32)
-    squares = sum(np.square(block - mean).sum(0) for block in blocks(values))
+    for block in blocks(values):
+        squares += np.square(block - mean).sum(0)
     return np.concatenate([mean, np.sqrt(squares / len(values))]).astype(np.float32)
 
 
@@ -243,7 +247,7 @@ def _repair(path: Path, layers: set[int]) -> dict[str, int | None]:
             name, found = line["id"], set()
         found.add(line["layer"])
         if layers <= found:
-            done[name], whole = line["samples"], end
+            done[line["id"]], whole = line["samples"], end
     os.truncate(path, whole)
     return done
 
