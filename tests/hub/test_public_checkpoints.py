@@ -81,10 +81,11 @@ def test_the_published_size_fits_tensor_by_tensor(
     assert found.left_out == ()
 
 
+FAMILIES = ("Hubert", "WavLM", "Wav2Vec2", "Data2VecAudio", "UniSpeech", "UniSpeechSat")
 HEADS = ("PreTraining", "SequenceClassification", "AudioFrameClassification", "XVector")
 WITH_HEADS = [
     (family, head)
-    for family in ("Hubert", "WavLM", "Wav2Vec2", "Data2VecAudio", "UniSpeech", "UniSpeechSat")
+    for family in FAMILIES
     for head in HEADS
     if hasattr(transformers, f"{family}For{head}")
 ]
@@ -111,6 +112,26 @@ def test_a_head_of_another_task_is_left_out_and_listed(
     found = model.extract(wave, rate=16000)[0]
     for layer, values in enumerate(want):
         assert np.abs(found.hidden[layer] - values[0].numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_familys_recogniser_decodes_at_once(family: str, tmp_path: Path) -> None:
+    symbols = ["<pad>", "|", "A", "B", "C", "D"]
+    config = _config(family, **SMALL, pad_token_id=0)
+    theirs = getattr(transformers, f"{family}ForCTC")(config).eval()
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({s: i for i, s in enumerate(symbols)}))
+    _preprocessor(tmp_path, do_normalize=False)
+    model = speechssl.load(tmp_path)
+    wave = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    with torch.no_grad():
+        want = theirs(torch.tensor(wave)[None]).logits.log_softmax(-1)
+        found, frames = model.head.log_probs(torch.tensor(wave)[None], torch.tensor([16000]))  # type: ignore[union-attr]
+    assert frames.tolist() == [49] and (found - want).abs().max() < 1e-4
+    best = want[0].argmax(-1).tolist()
+    joined = [b for a, b in zip([0, *best], best) if b not in (a, 0)]
+    text = " ".join("".join(" ABCD"[b - 1] for b in joined).split())
+    assert model.transcribe(wave, rate=16000) == [text] and text
 
 
 def test_a_tensor_of_no_known_head_is_refused(tmp_path: Path) -> None:
