@@ -55,3 +55,39 @@ def test_a_stage_runs_once_and_again_after_failure_or_change(tmp_path: Path) -> 
     assert shell(script, "0", cwd=tmp_path).returncode == 0
     assert shell(script, "0", cwd=tmp_path).returncode == 0
     assert (tmp_path / "count").read_text() == "x\nx\n"
+
+
+def _side_by_side(folder: Path, body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "p.sh"
+    script.write_text(
+        f"set -euo pipefail\nstage=1\nstop_stage=2\nsource {ROOT}/tools/shell/stages.sh\n"
+        f'one() {{ {body}; }}\nside_by_side "$@"\necho all done\n'
+    )
+    return shell(script, *arguments, cwd=folder)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_side_by_side_does_every_word_once(tmp_path: Path, jobs: int) -> None:
+    found = _side_by_side(tmp_path, 'echo "$1" >>count; echo ran "$1"', str(jobs), "one", *"abc")
+    assert found.returncode == 0, found.stderr
+    assert sorted((tmp_path / "count").read_text().split()) == ["a", "b", "c"]
+    prefix = "[b] " if jobs > 1 else ""
+    assert f"{prefix}ran b\n" in found.stdout
+    assert found.stdout.endswith("all done\n")
+
+
+def test_side_by_side_runs_at_the_same_time(tmp_path: Path) -> None:
+    """Each waits for the other's sign of life."""
+    body = 'touch "$1"; for i in {1..100}; do [[ -e a && -e b ]] && return; sleep 0.1; done; exit 1'
+    assert _side_by_side(tmp_path, body, "2", "one", "a", "b").returncode == 0
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_side_by_side_fails_with_any_of_its_runs(tmp_path: Path, jobs: int) -> None:
+    found = _side_by_side(tmp_path, '[[ $1 != a ]]; echo "$1" >>count', str(jobs), "one", *"abc")
+    assert found.returncode != 0
+    assert "all done" not in found.stdout
+    # The run beside it ends; none is begun afterwards.
+    assert (not (tmp_path / "count").exists()) if jobs == 1 else (
+        (tmp_path / "count").read_text() == "b\n"
+    )

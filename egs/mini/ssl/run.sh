@@ -25,6 +25,7 @@ labelled=0.25   # share of that language's training speech that is transcribed
 exp=exp         # where results go
 data=data       # where the corpus goes
 nproc=1         # ranks for training (torchrun); 1 uses all cores by threads
+jobs=2          # recognisers to train and decode at a time
 source ../../../tools/shell/parse_options.sh
 source path.sh
 train() { "$root/tools/shell/launch.sh" --nproc "$nproc" -- "$@"; }
@@ -61,6 +62,26 @@ stage 5 "labels of iteration 1" && {
     --cuts "[$data/cuts_valid.jsonl.gz]" --output $exp/km_mfcc/quality.json
 }
 
+finetune() { # pretrained or scratch
+  local init=(--config conf/scratch.yaml)
+  [[ $1 == pretrained ]] && init=(--init "$dir/hubert_it2")
+  run "$dir/asr_$1/train" train speechssl.bin.finetune --config conf/finetune.yaml "${init[@]}" \
+    --data.train "[$data/cuts_asr_labelled.jsonl.gz]" \
+    --data.valid "[$data/cuts_asr_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
+    --output "$dir/asr_$1"
+}
+
+decode() { # pretrained or scratch
+  local asr=$dir/asr_$1 beam=(--method beam --lm $exp/lm.arpa --lexicon $exp/lexicon.txt)
+  run "$asr/greedy" speechssl decode --model "$asr" --cuts $data/cuts_asr_test.jsonl.gz \
+    --method greedy --output "$asr/greedy"
+  # The weights of the language model are chosen on the validation speakers.
+  run "$asr/sweep" speechssl decode --model "$asr" --cuts $data/cuts_asr_valid.jsonl.gz \
+    "${beam[@]}" --sweep true --output "$asr/sweep"
+  run "$asr/beam" speechssl decode --model "$asr" --cuts $data/cuts_asr_test.jsonl.gz \
+    "${beam[@]}" --tuned "$asr/sweep/best.json" --output "$asr/beam"
+}
+
 for seed in $seeds; do
   dir=$exp/seed$seed
   stage 6 "pretrain iteration 1, seed $seed" && {
@@ -84,29 +105,12 @@ for seed in $seeds; do
       --cuts $data/cuts_valid.jsonl.gz --classes 100 --output "$dir/hubert_it2/layers.json"
   }
   stage 8 "fine-tune for ASR, seed $seed: pretrained, and the same model from scratch" && {
-    for start in pretrained scratch; do
-      init=(--config conf/scratch.yaml)
-      [[ $start == pretrained ]] && init=(--init "$dir/hubert_it2")
-      run "$dir/asr_$start/train" train speechssl.bin.finetune --config conf/finetune.yaml \
-        "${init[@]}" --data.train "[$data/cuts_asr_labelled.jsonl.gz]" \
-        --data.valid "[$data/cuts_asr_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
-        --output "$dir/asr_$start"
-    done
+    side_by_side "$jobs" finetune pretrained scratch
   }
   stage 9 "decode, seed $seed" && {
     run $exp/lm speechssl lm --cuts "[$data/cuts_asr_train.jsonl.gz]" --order 3 \
       --output $exp/lm.arpa --lexicon $exp/lexicon.txt
-    beam=(--method beam --lm $exp/lm.arpa --lexicon $exp/lexicon.txt)
-    for start in pretrained scratch; do
-      asr=$dir/asr_$start
-      run "$asr/greedy" speechssl decode --model "$asr" --cuts $data/cuts_asr_test.jsonl.gz \
-        --method greedy --output "$asr/greedy"
-      # The weights of the language model are chosen on the validation speakers.
-      run "$asr/sweep" speechssl decode --model "$asr" --cuts $data/cuts_asr_valid.jsonl.gz \
-        "${beam[@]}" --sweep true --output "$asr/sweep"
-      run "$asr/beam" speechssl decode --model "$asr" --cuts $data/cuts_asr_test.jsonl.gz \
-        "${beam[@]}" --tuned "$asr/sweep/best.json" --output "$asr/beam"
-    done
+    side_by_side "$jobs" decode pretrained scratch
   }
   stage 10 "score, seed $seed" && {
     for start in pretrained scratch; do
