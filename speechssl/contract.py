@@ -25,7 +25,8 @@ class Batch:
 
     wave: (B, L) float32, zero behind each length. wave_lengths: (B,) samples.
     targets: name -> frame labels (B, T) int64 with IGNORE outside the utterance; utterance labels
-        (B,); ragged text as "text" (sum of U,) with "text_lengths" (B,).
+        (B,), or (B, N) of a store with N values each; ragged text as "text" (sum of U,) with
+        "text_lengths" (B,).
     views: name -> (B, L) another version of the same utterances (e.g. "mixed": corrupted).
     seeds: (B,) int64, drawn from run seed, epoch and utterance id alone. Per-utterance randomness
         (span masks) is drawn from it, so that it depends neither on the batch's composition nor

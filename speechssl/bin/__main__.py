@@ -11,6 +11,7 @@ VERBS = {
     "check": "decode and validate every cut; list the bad, write a clean manifest",
     "shard": "write cuts as Lhotse Shar, for sequential reading at scale",
     "cluster": "k-means pseudo-labels: fit, apply, quality",
+    "topics": "topics of utterances from their pseudo-labels: fit, apply, show",
     "pretrain": "train an encoder with a self-supervised objective",
     "finetune": "train a downstream head, with or without its encoder",
     "export": "turn a checkpoint into the model.safetensors that load() opens",

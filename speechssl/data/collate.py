@@ -251,7 +251,7 @@ class Collator:
         targets: dict[str, np.ndarray] = {}
         for name, store in self.stores.items():
             if not store.frame_rate_hz:
-                targets[name] = np.array([int(r.labels[name]) for r in rows], dtype=np.int64)
+                targets[name] = np.array([r.labels[name] for r in rows], dtype=np.int64)
                 continue
             frames = -(-num_samples // self.hop_samples)
             array = np.full((len(rows), frames), IGNORE, dtype=np.int64)
@@ -305,7 +305,9 @@ class Collator:
         targets: dict[str, torch.Tensor] = {}
         for name, store in self.stores.items():
             framed = torch.full((1, frames), IGNORE, dtype=torch.int64)
-            targets[name] = framed if store.frame_rate_hz else torch.zeros(1, dtype=torch.int64)
+            single = (1,) if store.values == 1 else (1, store.values)
+            own = torch.zeros(single, dtype=torch.int64)
+            targets[name] = framed if store.frame_rate_hz else own
         if self.tokenizer is not None:
             targets["text"] = torch.zeros(0, dtype=torch.int64)
             targets["text_lengths"] = torch.zeros(1, dtype=torch.int64)

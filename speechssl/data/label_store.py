@@ -132,6 +132,11 @@ class LabelStore:
     def frame_rate_hz(self) -> float:
         return self.meta["frame_rate_hz"]
 
+    @property
+    def values(self) -> int:
+        """Integers per id, in a store of utterance labels: 1, or as many as its meta says."""
+        return int(self.meta.get("values", 1))
+
     def _find(self, recording_id: str) -> tuple[int, int] | None:
         # The key must have the array's own type: numpy would otherwise copy the whole array.
         key = np.uint64(hash_id(recording_id))
@@ -186,9 +191,9 @@ class LabelStore:
 class LabelWriter:
     """Write a label store, one part file per rank; a killed run continues where it stopped.
 
-    meta: at least classes and frame_rate_hz (0: one label per utterance); by custom also name,
-        codebook_hash, source, layer. Continuing needs the same meta. A finished store can be
-        opened again to add further ids.
+    meta: at least classes and frame_rate_hz (0: one label per utterance, or `values` of them); by
+        custom also name, codebook_hash, source, layer. Continuing needs the same meta. A finished
+        store can be opened again to add further ids.
     """
 
     def __init__(
@@ -251,7 +256,7 @@ class LabelWriter:
         return recording_id in self._done
 
     def add(self, recording_id: str, labels: Any) -> None:
-        """Append the (T,) integer labels of an id (utterance labels: a single integer).
+        """Append the (T,) integer labels of an id (utterance labels: 1 integer, or `values`).
 
         Raises `ValueError` for an id that was written before, or a label outside [0, classes).
         """
@@ -272,8 +277,11 @@ class LabelWriter:
                 f"labels of {recording_id!r}: found {array.min()} to {array.max()}, want 0 to "
                 f"{classes - 1}"
             )
-        if not self.meta["frame_rate_hz"] and array.size != 1:
-            raise ValueError(f"labels of {recording_id!r}: found {array.size}, want 1 integer")
+        values = int(self.meta.get("values", 1))
+        if not self.meta["frame_rate_hz"] and array.size != values:
+            raise ValueError(
+                f"labels of {recording_id!r}: found {array.size}, want {values} per utterance"
+            )
         self._data.write(array.astype(self.dtype).tobytes())
         self._pending.append(json.dumps([recording_id, int(array.size)]).encode() + b"\n")
         self._done.add(recording_id)

@@ -197,7 +197,7 @@ def reads_exactly(record: CutRecord) -> bool:
 def label_window(
     store: LabelStore, record: CutRecord, start: int, num_samples: int, hop_samples: int
 ) -> np.ndarray | int:
-    """Labels of `num_samples` from sample `start` of a cut: one per frame, or one integer.
+    """Labels of `num_samples` from sample `start` of a cut: one per frame, or the utterance's.
 
     An id in the store may be the cut's (its labels then begin with the cut) or the recording's
     (they begin with the recording); the cut's is looked up first. Frame t begins at sample
@@ -215,7 +215,7 @@ def label_window(
             raise UnusableError(str(error)) from None
     rate = store.frame_rate_hz
     if not rate:
-        return int(labels[0])
+        return int(labels[0]) if store.values == 1 else labels
     audio_seconds = record.duration if by_cut else record.recording_duration
     if abs(len(labels) / rate - audio_seconds) > LABEL_TOLERANCE_SECONDS:
         raise UnusableError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from speechssl.report.labels import clusters, recognition
 from speechssl.report.read import Experiment
 from speechssl.report.sections import anchor, configurations, curves, health, overview, table
+from speechssl.report.topics import topics
 
 STYLE = """
 :root{color-scheme:light dark;--bg:#fbfbfa;--fg:#1d2125;--soft:#66707a;--line:#dfe2e5;--card:#fff;
@@ -113,7 +114,7 @@ def render(experiments: Sequence[Experiment], made: str) -> str:
     parts = (
         overview(experiments),
         f'<div id="training">{curves(experiments)}</div>',
-        f'<div id="labels">{clusters(experiments)}</div>',
+        f'<div id="labels">{clusters(experiments)}{topics(experiments)}</div>',
         f'<div id="asr">{recognition(experiments)}</div>',
         f'<div id="config">{configurations(experiments)}</div>',
         f'<div id="origin">{_origin(experiments)}</div>',

@@ -11,7 +11,7 @@ from typing import Any
 
 MARKS = (
     "metrics.jsonl", "config.yaml", "model.json", "clusters.json", "results.json", "hyp.jsonl",
-    "meta.json",
+    "meta.json", "topics.json",
 )  # fmt: skip
 """Files by which a folder is known as an experiment, a clustering or a decoding."""
 
@@ -53,6 +53,8 @@ class Experiment:
             return "finetune"
         if any(name.startswith("clusters.json") for name in self.tables):
             return "cluster"
+        if "topics.json" in self.tables:
+            return "topics"
         return "decode" if self.decodings and not self.metrics else "—"
 
     @property

@@ -11,7 +11,10 @@ import pytest
 
 from speechssl.bin.__main__ import VERBS, main
 
-SUB_ACTIONS = {"cluster": ("fit", "apply", "quality", "layers")}
+SUB_ACTIONS = {
+    "cluster": ("fit", "apply", "quality", "layers"),
+    "topics": ("fit", "apply", "show"),
+}
 CALLS = [(verb,) for verb in VERBS] + [
     (v, a) for v, actions in SUB_ACTIONS.items() for a in actions
 ]
