@@ -20,6 +20,7 @@ VERBS = {
     "lm": "estimate an n-gram language model for decoding",
     "extract": "frame features of any layer, for any audio",
     "report": "one HTML page about an experiment",
+    "probe": "what each layer holds: ranks, CKA, PNMI, phones and speakers",
     "bench": "benchmarks against other libraries, in one run",
 }
 

@@ -26,6 +26,8 @@ def clusters(experiments: Sequence[Experiment]) -> str:
     for one in experiments:
         for file, values in one.tables.items():
             name = f"{one.name}/{file}"
+            if values.get("kind") == "probe":
+                continue  # it has a section of its own
             layers = by_layer(values)
             if layers:
                 layered.append((name, layers))

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from speechssl.report.labels import clusters, recognition
+from speechssl.report.probes import probes
 from speechssl.report.read import Experiment
 from speechssl.report.sections import anchor, configurations, curves, health, overview, table
 from speechssl.report.topics import topics
@@ -107,7 +108,8 @@ def render(experiments: Sequence[Experiment], made: str) -> str:
     nav = "".join(
         f'<a href="#{name}">{text}</a>'
         for name, text in (
-            ("training", "Training"), ("labels", "Pseudo-labels"), ("asr", "Recognition"),
+            ("training", "Training"), ("labels", "Pseudo-labels"), ("probes", "Probes"),
+            ("asr", "Recognition"),
             ("config", "Configuration"), ("origin", "Origin"), ("trouble", "Troubles"),
         )
     )  # fmt: skip
@@ -115,6 +117,7 @@ def render(experiments: Sequence[Experiment], made: str) -> str:
         overview(experiments),
         f'<div id="training">{curves(experiments)}</div>',
         f'<div id="labels">{clusters(experiments)}{topics(experiments)}</div>',
+        f'<div id="probes">{probes(experiments)}</div>',
         f'<div id="asr">{recognition(experiments)}</div>',
         f'<div id="config">{configurations(experiments)}</div>',
         f'<div id="origin">{_origin(experiments)}</div>',

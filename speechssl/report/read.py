@@ -11,9 +11,9 @@ from typing import Any
 
 MARKS = (
     "metrics.jsonl", "config.yaml", "model.json", "clusters.json", "results.json", "hyp.jsonl",
-    "meta.json", "topics.json",
+    "meta.json", "topics.json", "probe.json",
 )  # fmt: skip
-"""Files by which a folder is known as an experiment, a clustering or a decoding."""
+"""Files by which a folder is known as an experiment, a clustering, a decoding or a probe."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Experiment:
             return "cluster"
         if "topics.json" in self.tables:
             return "topics"
+        if "probe.json" in self.tables:
+            return "probe"
         return "decode" if self.decodings and not self.metrics else "—"
 
     @property

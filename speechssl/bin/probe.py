@@ -1,0 +1,407 @@
+"""`speechssl probe`: what each layer of an encoder holds, with and without labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechssl.config import parse
+from speechssl.labels.probe_config import ProbeConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from speechssl.labels.probe_sample import Layers, ProbeCut, ProbeSample
+    from speechssl.score.probe import ProbeScore
+
+DESCRIPTION = """Compare the layers of an upstream: a model, a baseline of MFCC or log-mel, or an
+encoder with random weights.
+
+Per layer: RankMe and effective rank; linear CKA with the other layers and with log-mel, and CCA
+with log-mel; PNMI of a quick k-means; accuracy of a linear classifier of phones, on speakers that
+it was not trained on, and of speakers, on utterances that it was not trained on. Writes probe.json,
+and prints it as a table. What the cuts hold no labels for is left out, and named."""
+
+COLUMNS = (
+    ("layer", "layer", "d"), ("RankMe", "rankme", ".1f"), ("eff. rank", "effective_rank", ".1f"),
+    ("CKA mel", "cka_mel", ".3f"), ("CCA mel", "cca_mel", ".3f"), ("PNMI", "pnmi", ".3f"),
+    ("phones", "phone_accuracy", ".3f"), ("speakers", "speaker_accuracy", ".3f"),
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    config = parse(ProbeConfig, argv, prog="speechssl probe", description=DESCRIPTION)
+    from speechssl import dist
+
+    try:
+        print(table(run(config)))
+    except ValueError as error:
+        print(f"speechssl probe: error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        dist.shutdown()
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Upstream:
+    """What is probed. layers: of a batch, per number of `numbers`; info: goes into probe.json."""
+
+    layers: Layers
+    numbers: tuple[int, ...]
+    dim: int
+    frame_rate_hz: float
+    window_seconds: float
+    info: dict[str, Any]
+
+
+def run(config: ProbeConfig) -> dict[str, Any]:
+    """Read, measure, write probe.json; returns what it holds."""
+    from speechssl import dist
+    from speechssl.config import to_dict
+    from speechssl.labels.probe_sample import choose_cuts
+    from speechssl.labels.quality import PhoneTable
+    from speechssl.labels.sample_file import write_json
+    from speechssl.train.folder import versions
+
+    device = dist.init(config.device)
+    if dist.world_size() > 1:
+        raise ValueError(f"found {dist.world_size()} ranks, want 1: run it without torchrun")
+    started = time.monotonic()
+    upstream = open_upstream(config, device)
+    cuts = choose_cuts(
+        config.cuts,
+        config.alignment,
+        speakers=config.speakers,
+        utterances=config.utterances,
+        seed=config.seed,
+    )
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    phone_table = PhoneTable()
+    sample, skipped = read(config, upstream, cuts, phone_table, output, device)
+    rows, shared, notes = measure(config, upstream, cuts, sample, len(phone_table.names), device)
+    report = {
+        "kind": "probe",
+        "upstream": upstream.info,
+        "dim": upstream.dim,
+        "frame_rate_hz": upstream.frame_rate_hz,
+        "layers": rows,
+        **shared,
+        "best": best_layers(rows),
+        "data": {
+            "cuts": config.cuts,
+            "utterances": len(sample.utterances),
+            "speakers": len({cut.speaker for cut in cuts if cut.speaker is not None}),
+            "frames": len(sample.keys),
+            "frames_seen": sample.seen,
+            "frames_in_phones": int((sample.phones >= 0).sum()),
+            "skipped": skipped,
+        },
+        "notes": notes,
+        "options": to_dict(config),
+        "made_by": versions(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(output / "probe.json", report)
+    return report
+
+
+def open_upstream(config: ProbeConfig, device: torch.device) -> Upstream:
+    """The model, baseline or random encoder that the options name."""
+    from speechssl.labels.features import (
+        EncoderFeatures,
+        LogMelFeatures,
+        MfccFeatures,
+        weights_hash,
+    )
+
+    if config.features is not None:
+        kind = {"mfcc": MfccFeatures, "logmel": LogMelFeatures}[config.features]
+        simple = kind(device, cmvn=config.cmvn)
+        info = {"name": config.features, **simple.info}
+        rate, window = simple.frame_rate_hz, simple.window_seconds
+        return Upstream(lambda batch: [simple(batch)], (0,), simple.dim, rate, window, info)
+    if config.model is not None:
+        from speechssl.hub.load import load
+
+        model = load(config.model)
+        encoder: Any = model.encoder
+        numbers = model.resolve_layers(config.layers)
+        plain = {
+            k: v for k, v in model.provenance.items() if isinstance(v, str | int | float | bool)
+        }
+        info = {"kind": "model", "name": config.model, "provenance": plain}
+    else:
+        encoder = random_encoder(str(config.random), config.random_seed)
+        numbers = _numbers(config.layers, encoder.num_layers)
+        info = {"kind": "random", "name": f"random {Path(str(config.random)).stem}"}
+        info |= {"config": config.random, "seed": config.random_seed}
+    info["encoder"] = type(encoder).__name__
+    info["parameters"] = sum(p.numel() for p in encoder.parameters())
+    info["weights_hash"] = weights_hash(encoder)
+    extractor = EncoderFeatures(encoder, max(numbers), device=device, bf16=config.bf16)
+    return Upstream(
+        lambda batch: extractor.layers(batch, numbers),
+        numbers,
+        extractor.dim,
+        extractor.frame_rate_hz,
+        extractor.window_seconds,
+        info,
+    )
+
+
+def _numbers(layers: list[int] | None, count: int) -> tuple[int, ...]:
+    numbers = tuple(range(count + 1)) if layers is None else tuple(layers)
+    if not numbers or not all(0 <= n <= count for n in numbers):
+        raise ValueError(f"layers: found {layers}, want numbers from 0 to {count}")
+    return numbers
+
+
+def random_encoder(path: str, seed: int) -> Any:
+    """The encoder of a YAML that has `encoder`, or `objective` with an `encoder`."""
+    import torch
+    import yaml
+
+    from speechssl.config import EncoderConfig, from_class_path
+
+    if not Path(path).is_file():
+        raise ValueError(f"random: found no {path}, want the YAML of a training run")
+    values = yaml.safe_load(Path(path).read_text()) or {}
+    objective = values.get("objective") or {}
+    found = values.get("encoder") or (objective.get("init_args") or {}).get("encoder")
+    if not found:
+        raise ValueError(
+            f"random: {path} has {', '.join(values) or 'nothing'}, want an `encoder`, or an "
+            "`objective` with one"
+        )
+    torch.manual_seed(seed)
+    return from_class_path(EncoderConfig, found).build()
+
+
+def read(
+    config: ProbeConfig,
+    upstream: Upstream,
+    cuts: list[ProbeCut],
+    phone_table: Any,
+    output: Path,
+    device: torch.device,
+) -> tuple[ProbeSample, list[str]]:
+    """Frames and utterance means of the chosen cuts, and the ids that could not be read."""
+    from speechssl.data.loader import read_all
+    from speechssl.labels.probe_sample import read_sample
+    from speechssl.labels.stream import Progress, say
+
+    manifest = output / "cuts.jsonl.gz"
+    temporary = output / "cuts.tmp.jsonl.gz"
+    with gzip.open(temporary, "wt", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(cut.row, ensure_ascii=False) + "\n" for cut in cuts)
+    os.replace(temporary, manifest)
+    reader = read_all(
+        [str(manifest)],
+        max_batch_seconds=config.max_batch_seconds,
+        num_workers=config.num_workers,
+        max_seconds=config.max_seconds,
+    )
+    with Progress("reading", len(cuts)) as progress:
+        sample = read_sample(
+            reader,
+            upstream.layers,
+            cuts,
+            phone_table,
+            dim=upstream.dim,
+            count=len(upstream.numbers),
+            frame_rate_hz=upstream.frame_rate_hz,
+            window_seconds=upstream.window_seconds,
+            sample_frames=config.sample_frames,
+            seed=config.seed,
+            progress=progress,
+            device=device,
+        )
+    skipped = sorted(map(str, reader.skipped))
+    if skipped:
+        say(f"skipped {len(skipped)} unreadable: {'; '.join(skipped[:10])}")
+    return sample, skipped
+
+
+def measure(
+    config: ProbeConfig,
+    upstream: Upstream,
+    cuts: list[ProbeCut],
+    sample: ProbeSample,
+    phones: int,
+    device: torch.device,
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
+    """A row per layer, what belongs to all layers, and notes on what is left out or unsure."""
+    import torch
+
+    from speechssl.labels.measure import layer_quality
+    from speechssl.labels.stream import say
+    from speechssl.score.cka import cca, cka_matrix
+    from speechssl.score.rank import effective_rank, rankme
+
+    notes: list[str] = []
+    least = 10 * upstream.dim
+    if len(sample.keys) < least:
+        notes.append(
+            f"ranks, CKA and CCA: found {len(sample.keys)} frames at width {upstream.dim}, want "
+            f"{least} or more; give more speech, or a larger sample_frames"
+        )
+    phone_parts = parts_by_speaker(config, cuts, sample, notes)
+    speaker_parts = parts_by_utterance(config, cuts, sample, notes)
+    spoken = sample.phones >= 0
+    clustered = int(spoken.sum()) >= config.classes
+    if not clustered:
+        notes.append(
+            f"PNMI: found {int(spoken.sum())} frames with a phone, want {config.classes} or more, "
+            "one for each cluster"
+        )
+    mel = sample.mel.to(device)
+    rows: list[dict[str, Any]] = []
+    chance: dict[str, Any] = {}
+    for number, frames, means in zip(upstream.numbers, sample.frames, sample.means):
+        points = frames.to(device)
+        row: dict[str, Any] = {
+            "layer": number,
+            "rankme": rankme(points),
+            "effective_rank": effective_rank(points),
+            "cca_mel": cca(points, mel)[1],
+        }
+        if clustered:
+            column = torch.from_numpy(sample.phones[spoken].astype("float32"))[:, None]
+            aligned = torch.cat([frames[torch.from_numpy(spoken)], column], 1)
+            row |= layer_quality(
+                aligned, sample.keys[spoken], phones, config.classes, config.seed, device
+            )
+        for name, values, parts in (
+            ("phone", points, phone_parts), ("speaker", means.to(device), speaker_parts),
+        ):  # fmt: skip
+            if parts is not None:
+                score = fit(config, values, *parts)
+                row |= _named(name, score)
+                chance[name] = score.chance
+        rows.append(row)
+        say(" ".join(f"{title} {cell}" for title, cell in _cells(row)))
+    views = [mel, *(frames.to(device) for frames in sample.frames)]
+    alike = cka_matrix(views).tolist()
+    for row, likeness in zip(rows, alike[1:]):
+        row["cka_mel"] = likeness[0]
+    return rows, {"cka": [line[1:] for line in alike[1:]], "chance": chance}, notes
+
+
+def parts_by_speaker(
+    config: ProbeConfig, cuts: list[ProbeCut], sample: ProbeSample, notes: list[str]
+) -> tuple[Any, Any, Any] | None:
+    """Rows, phones and parts of the frames in a phone; no speaker is in two parts."""
+    import numpy as np
+
+    from speechssl.score.probe import assign_parts
+
+    rows = np.flatnonzero(sample.phones >= 0)
+    names = [cuts[i].group for i in sample.cuts[rows]]
+    if len(set(names)) < 3:
+        notes.append(
+            f"phones: found {len(set(names))} speakers with a {config.alignment!r} alignment, want "
+            "3 or more"
+        )
+        return None
+    if any(cut.speaker is None for cut in cuts):
+        notes.append("phones: some speakers are not known; their utterances count as speakers")
+    part = assign_parts(names, seed=config.seed)
+    return rows, sample.phones[rows], np.array([part[name] for name in names])
+
+
+def parts_by_utterance(
+    config: ProbeConfig, cuts: list[ProbeCut], sample: ProbeSample, notes: list[str]
+) -> tuple[Any, Any, Any] | None:
+    """Rows, speakers and parts of the utterances of speakers that have three or more."""
+    import numpy as np
+
+    from speechssl.score.probe import assign_parts
+
+    by_speaker: dict[str, list[str]] = {}
+    for at in sample.utterances:
+        cut = cuts[at]
+        if cut.speaker is not None:
+            by_speaker.setdefault(cut.speaker, []).append(cut.id)
+    enough = sorted(name for name, ids in by_speaker.items() if len(ids) >= 3)
+    if len(enough) < 2:
+        notes.append(
+            f"speakers: found {len(enough)} speakers with 3 utterances or more, want 2 or more"
+        )
+        return None
+    number = {name: i for i, name in enumerate(enough)}
+    part = {
+        key: value
+        for name in enough
+        for key, value in assign_parts(by_speaker[name], seed=config.seed).items()
+    }
+    rows = [i for i, at in enumerate(sample.utterances) if cuts[at].id in part]
+    chosen = [cuts[at] for at in sample.utterances[rows]]
+    return (
+        np.array(rows),
+        np.array([number[str(cut.speaker)] for cut in chosen]),
+        np.array([part[cut.id] for cut in chosen]),
+    )
+
+
+def fit(config: ProbeConfig, points: Any, rows: Any, labels: Any, parts: Any) -> ProbeScore:
+    import torch
+
+    from speechssl.score.probe import linear_probe
+
+    there = points.device
+    return linear_probe(
+        points[torch.from_numpy(rows).to(there)],
+        torch.from_numpy(labels).to(there),
+        torch.from_numpy(parts).to(there),
+        l2=config.l2,
+        max_iterations=config.iterations,
+        seed=config.seed,
+    )
+
+
+def _named(name: str, score: ProbeScore) -> dict[str, Any]:
+    return {f"{name}_{key}": value for key, value in dataclasses.asdict(score).items()}
+
+
+def best_layers(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Measure -> the layer where it is highest, for those that say what a layer is good for."""
+    found = {}
+    for name in ("pnmi", "phone_dev_accuracy", "speaker_dev_accuracy"):
+        known = [row for row in rows if row.get(name) is not None and row[name] == row[name]]
+        if known:
+            found[name] = max(known, key=lambda row: row[name])["layer"]
+    return found
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as text: one line per layer, then chance and notes."""
+    lines = [f"{report['upstream']['name']}: {report['frame_rate_hz']:g} frames per second"]
+    lines.append(" ".join(f"{title:>9}" for title, _, _ in COLUMNS))
+    for row in report["layers"]:
+        lines.append(" ".join(f"{cell:>9}" for _, cell in _cells(row)))
+    data = report["data"]
+    lines.append(
+        f"{data['frames']} frames of {data['utterances']} utterances of {data['speakers']} speakers"
+    )
+    for name, value in report["chance"].items():
+        lines.append(f"chance of {name}s: {value:.3f}")
+    return "\n".join([*lines, *(f"note: {text}" for text in report["notes"])])
+
+
+def _cells(row: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (title, "-" if row.get(key) is None else format(row[key], form))
+        for title, key, form in COLUMNS
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
