@@ -90,3 +90,8 @@ def test_side_by_side_fails_with_any_of_its_runs(tmp_path: Path, jobs: int) -> N
     # The run beside it ends; none is begun afterwards.
     done = (tmp_path / "count").read_text() if (tmp_path / "count").exists() else ""
     assert done == ("" if jobs == 1 else "b\n")
+
+
+def test_a_recipe_is_started_from_anywhere() -> None:
+    found = shell("egs/mini/ssl/run.sh", "--seeds", "1 2", "--help", cwd=ROOT)
+    assert found.returncode == 0 and "--stop-stage" in found.stdout

@@ -8,6 +8,8 @@
 # option is an error. A dash in an option stands for an underscore in the variable.
 
 _script=${BASH_SOURCE[1]}
+# A recipe changes into its own folder before it comes here.
+[[ -f $_script ]] || _script=$(basename "$_script")
 
 _print_help() {
   # The header comment, without the shebang, up to the first line that is no comment.
