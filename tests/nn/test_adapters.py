@@ -1,0 +1,181 @@
+"""Adapters: exact sizes, no change at the start, gradients where they belong, merging."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from speechssl.encoders.conformer import ConformerConfig
+from speechssl.encoders.transformer import TransformerConfig
+from speechssl.nn.adapters import PARTS, AdapterConfig, attach
+
+SMALL = TransformerConfig(
+    front_end="log_mel", front_norm="layer", front_dim=16, layers=2, dim=32, ffn_dim=64, heads=4,
+    pos_conv_kernel=8, pos_conv_groups=4, dropout=0.0, attention_dropout=0.0, input_dropout=0.0,
+    layerdrop=0.0,
+)  # fmt: skip
+KINDS: list[dict[str, Any]] = [
+    {"kind": "houlsby", "dim": 5},
+    {"kind": "houlsby", "dim": 5, "both": False},
+    {"kind": "lora", "dim": 3},
+    {"kind": "lora", "dim": 3, "projections": list(PARTS), "alpha": 6.0},
+    {"kind": "bitfit"},
+    {"kind": "layer_norm"},
+]
+every = pytest.mark.parametrize("options", KINDS, ids=lambda o: "-".join(map(str, o.values())))
+# Of HuBERT Base, D = 768, L = 12.
+BASE = [
+    ({"kind": "layer_norm"}, 4 * 768 * 12, 36_864),
+    ({"kind": "bitfit"}, 11 * 768 * 12, 101_376),
+    ({"kind": "lora", "dim": 8}, 4 * 768 * 8 * 12, 294_912),
+    ({"kind": "lora", "dim": 16, "projections": list(PARTS[:4])}, 8 * 768 * 16 * 12, 1_179_648),
+    ({"kind": "houlsby", "dim": 32, "both": False}, (2 * 768 * 32 + 32 + 768) * 12, 599_424),
+    ({"kind": "houlsby", "dim": 32}, 2 * (2 * 768 * 32 + 32 + 768) * 12, 1_198_848),
+    ({"kind": "none"}, 0, 0),
+]  # fmt: skip
+
+
+def learning(*modules: nn.Module) -> int:
+    return sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
+
+
+def encoder(config: TransformerConfig = SMALL) -> Any:
+    torch.manual_seed(0)
+    return config.build()
+
+
+def last(model: nn.Module, seconds: tuple[float, ...] = (0.8, 0.5)) -> Tensor:
+    random = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([int(16000 * s) for s in seconds])
+    wave = torch.randn(len(seconds), int(lengths.max()), generator=random)
+    return model(wave, lengths).last
+
+
+@pytest.mark.parametrize(("options", "formula", "number"), BASE)
+def test_sizes_are_those_published_for_base(options: Any, formula: int, number: int) -> None:
+    with torch.device("meta"):
+        base = TransformerConfig().build()
+        added = attach(base, AdapterConfig(**options))
+    assert learning(base, added) == formula == number
+
+
+@every
+def test_the_start_changes_no_bit(options: Any) -> None:
+    model = encoder().eval()
+    before = last(model)
+    attach(model, AdapterConfig(**options))
+    assert torch.equal(last(model), before)
+
+
+@every
+def test_gradient_reaches_all_that_learns_and_nothing_else(options: Any) -> None:
+    model = encoder()
+    added = attach(model, AdapterConfig(**options))
+    for p in added.parameters():  # zero starts hide the inner projections
+        p.data += 0.1 * torch.randn_like(p)
+    (last(model) * torch.randn(32)).sum().backward()
+    for module in (model, added):
+        for name, p in module.named_parameters():
+            assert (p.grad is not None) == p.requires_grad, name
+            if p.requires_grad:
+                assert torch.isfinite(p.grad).all() and p.grad.any(), name
+
+
+@every
+def test_the_encoder_s_tensors_keep_their_names_and_values(options: Any) -> None:
+    model = encoder()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    added = attach(model, AdapterConfig(**options))
+    optimiser = torch.optim.SGD([p for m in (model, added) for p in m.parameters()], lr=0.1)
+    (last(model) * torch.randn(32)).sum().backward()
+    optimiser.step()
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    frozen = {k for k, p in model.named_parameters() if not p.requires_grad}
+    assert all(torch.equal(after[k], before[k]) for k in frozen)
+    own = len(frozen) < len(list(model.parameters()))
+    assert own == (options["kind"] in ("bitfit", "layer_norm"))
+
+
+@pytest.mark.parametrize("options", [o for o in KINDS if o["kind"] in ("houlsby", "lora")])
+def test_what_is_attached_changes_features_as_its_formula_says(options: Any) -> None:
+    model = encoder().eval()
+    plain = copy.deepcopy(model)
+    added = attach(model, AdapterConfig(**options))
+    torch.manual_seed(5)
+    for p in added.parameters():
+        p.data = 0.2 * torch.randn_like(p)
+    assert (last(model) - last(plain)).abs().max() > 1e-2
+    layer, own = model.layers[0], added.layers[0]
+    x = torch.randn(1, 4, 32)
+    if options["kind"] == "houlsby":
+        y = nn.functional.linear(x.repeat(1, 1, 2), layer.fc2.weight, layer.fc2.bias)
+        unit = own["fc2"]
+        inner = nn.functional.gelu(y @ unit.down.weight.T + unit.down.bias)
+        expected = y + inner @ unit.up.weight.T + unit.up.bias
+        assert torch.allclose(layer.fc2(x.repeat(1, 1, 2)), expected, atol=1e-5)
+        return
+    scale = 2.0 if "alpha" in options else 1.0
+    weight = layer.attention.qkv.weight.clone()
+    for i, part in enumerate("qkv"):
+        if part in options.get("projections", ["q", "v"]):
+            change = own["qkv"].up[part] @ own["qkv"].down[part]
+            weight[i * 32 : (i + 1) * 32] += scale * change
+    expected = nn.functional.linear(x, weight, layer.attention.qkv.bias)
+    assert torch.allclose(layer.attention.qkv(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [o for o in KINDS if o["kind"] == "lora"])
+def test_merged_is_unmerged(options: Any) -> None:
+    model = encoder().eval()
+    added = attach(model, AdapterConfig(**options))
+    for p in added.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    before = last(model)
+    added.merge()
+    assert (last(model) - before).abs().max() < 1e-5
+    bare = encoder().eval()
+    bare.load_state_dict(model.state_dict())
+    assert torch.equal(last(bare), last(model))
+
+
+def test_a_copy_has_adapters_of_its_own() -> None:
+    model = nn.ModuleDict({"encoder": encoder().eval()})
+    model["added"] = attach(model["encoder"], AdapterConfig(kind="lora", dim=2))
+    other = copy.deepcopy(model)
+    before = last(model["encoder"])
+    for p in other["added"].parameters():
+        p.data += 1.0
+    assert torch.equal(last(model["encoder"]), before)
+    assert not torch.equal(last(other["encoder"]), before)
+
+
+def test_padding_changes_nothing_with_adapters() -> None:
+    for options in KINDS[:4]:
+        model = encoder().eval()
+        for p in attach(model, AdapterConfig(**options)).parameters():
+            p.data += 0.1 * torch.randn_like(p)
+        random = torch.Generator().manual_seed(1)
+        wave = torch.randn(2, 12800, generator=random)
+        both = model(wave, torch.tensor([12800, 8000]))
+        alone = model(wave[1:, :8000], torch.tensor([8000]))
+        assert (both.last[1, : int(alone.lengths[0])] - alone.last[0]).abs().max() < 1e-5
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match="dim: found 0"):
+        AdapterConfig(dim=0)
+    with pytest.raises(ValueError, match="projections: found"):
+        AdapterConfig(projections=["q", "w"])
+    conformer = ConformerConfig.wav2vec2_large(
+        layers=1, dim=16, ffn_dim=16, heads=2, front_dim=16, depthwise_kernel=3
+    )
+    with pytest.raises(ValueError, match="ConformerEncoder"):
+        attach(conformer.build(), AdapterConfig(kind="lora"))
+    with pytest.raises(ValueError, match="only it merges"):
+        attach(encoder(dataclasses.replace(SMALL)), AdapterConfig(kind="houlsby")).merge()
