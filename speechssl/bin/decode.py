@@ -1,4 +1,4 @@
-"""`speechssl decode`: transcribe with a fine-tuned recogniser."""
+"""`speechssl decode`: transcribe with a fine-tuned recogniser, classify, or embed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ if TYPE_CHECKING:  # nothing that imports torch: the parser evaluates these line
 
     from speechssl.data.text import Tokenizer
     from speechssl.decode.beam import SearchSpace
+    from speechssl.model_file import ModelFile
 
 DESCRIPTION = """Transcribe recordings with a fine-tuned recogniser: hyp.jsonl (what was said and
 what was heard) and decode.json (how, and how fast). With --sweep, the weights of the beam search
-are chosen on these cuts and written to best.json, for --tuned."""
+are chosen on these cuts and written to best.json, for --tuned.
+
+With a model that classifies utterances: predictions.jsonl, with probabilities; with one for
+speakers: embeddings.npy and embeddings.jsonl. `speechssl score` reads each of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,11 +109,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: DecodeOptions) -> int:
     from speechssl import dist
+    from speechssl.bin import decode_utterances
+    from speechssl.model_file import open_model
 
     if options.tuned is not None:
         options = dataclasses.replace(options, **_tuned(options.tuned))
     device = dist.init(options.device)
-    head, tokenizer = open_recogniser(options.model)
+    opened = open_model(options.model)
+    if decode_utterances.handles(opened.head):
+        return decode_utterances.run(options, opened.head, device)
+    head, tokenizer = _recogniser(opened, options.model)
     head.to(device)
     space, left_out = _space(options, tokenizer)
     references = read_references(options.cuts)
@@ -139,16 +148,14 @@ def run(options: DecodeOptions) -> int:
     return 0
 
 
-def open_recogniser(folder: str) -> tuple[Any, Tokenizer]:
-    """The CTC head and the tokenizer of a model's folder, in eval mode on the CPU."""
+def _recogniser(model: ModelFile, folder: str) -> tuple[Any, Tokenizer]:
+    """The CTC head and the tokenizer of an opened model."""
     from speechssl.data.text import Tokenizer
-    from speechssl.model_file import open_model
 
-    model = open_model(folder)
     if model.head is None or not hasattr(model.head, "log_probs") or model.tokenizer is None:
         raise ValueError(
             f"model: found no recogniser in {folder}, want a model that `speechssl finetune` made "
-            "with head class_path: speechssl.heads.asr_ctc.CtcConfig"
+            "with a head, such as class_path: speechssl.heads.asr_ctc.CtcConfig"
         )
     return model.head, Tokenizer.from_dict(model.tokenizer)
 
@@ -282,7 +289,7 @@ def _emissions(
         cuts, max_batch_seconds=options.max_batch_seconds, num_workers=options.num_workers
     )
     for batch in batches:
-        batch = _long_enough(batch, head.encoder, skipped)
+        batch = long_enough(batch, head.encoder, skipped)
         if not len(batch):
             continue
         start = time.perf_counter()
@@ -300,7 +307,7 @@ def _emissions(
     skipped.extend(batches.skipped)
 
 
-def _long_enough(batch: Any, encoder: Any, skipped: list[str]) -> Any:
+def long_enough(batch: Any, encoder: Any, skipped: list[str]) -> Any:
     """The utterances of a contract.Batch that have a frame; the others are noted."""
     keep = [n > 0 for n in encoder.frame_lengths(batch.wave_lengths).tolist()]
     if all(keep):
@@ -353,7 +360,8 @@ def _write(
         if options.nbest > 1:
             row["nbest"] = texts[cut_id]
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    for stale in ("results.json", "alignments.txt"):  # those of an earlier decoding
+    # Those of an earlier decoding.
+    for stale in ("results.json", "alignments.txt", "predictions.jsonl", "embeddings.npy"):
         (folder / stale).unlink(missing_ok=True)
     write_text(folder / "hyp.jsonl", "".join(lines))
     spent = clock["forward_s"] + clock["search_s"]

@@ -76,6 +76,7 @@ def run(config: FinetuneConfig) -> int:
     from speechssl import dist
     from speechssl.data.loader import open_source
     from speechssl.train.folder import export, open_folder, provenance, write_architecture
+    from speechssl.train.log import say
     from speechssl.train.trainer import Trainer
 
     dist.init(config.train.device)
@@ -83,7 +84,9 @@ def run(config: FinetuneConfig) -> int:
     torch.manual_seed(config.train.seed)
     encoder = build_encoder(config)
     data, head_config, tokenizer = with_tokenizer(config)
+    data, head_config = with_classes(config.output, data, head_config)
     head = head_config.build(encoder)
+    say(_sizes(head))
     if dist.is_main():
         write_architecture(config.output, encoder.config, head_config, tokenizer)
     train = open_source(data, hop_samples=encoder.hop_samples, split="train")
@@ -99,6 +102,26 @@ def run(config: FinetuneConfig) -> int:
             export(config.output, config.output, state, origin)
     dist.shutdown()
     return 0 if result.finished else 128 + result.signal
+
+
+def _sizes(head: Any) -> str:
+    """How many parameters learn, and where."""
+    named = list(head.named_parameters())
+
+    def count(inside: bool, learning: bool) -> int:
+        return sum(
+            p.numel()
+            for n, p in named
+            if n.startswith("encoder.") == inside and (p.requires_grad or not learning)
+        )
+
+    total = count(True, False) + count(False, False)
+    learnt = count(True, True) + count(False, True)
+    return (
+        f"parameters: {learnt:,} of {total:,} learn ({100 * learnt / total:.3f} %): "
+        f"{count(True, True):,} of the encoder's {count(True, False):,}, "
+        f"{count(False, True):,} of the head's {count(False, False):,}"
+    )
 
 
 def build_encoder(config: FinetuneConfig) -> Any:
@@ -156,6 +179,35 @@ def with_tokenizer(config: FinetuneConfig) -> tuple[DataConfig, HeadConfig, dict
         )
     data = dataclasses.replace(config.data, tokenizer=str(path))
     return data, dataclasses.replace(head, vocab_size=tokenizer.size), tokenizer.to_dict()
+
+
+def with_classes(output: str, data: DataConfig, head: Any) -> tuple[DataConfig, HeadConfig]:
+    """Data and head with the classes of `head.field` filled in; their labels lie in the folder.
+
+    Raises `ValueError` for a cut without the field, and for a class in data.valid that data.train
+    (or head.classes) lacks: its loss would have no meaning.
+    """
+    if not hasattr(head, "classes"):
+        return data, head
+    from collections import Counter
+
+    from speechssl.data.fields import field_values, write_class_labels
+
+    if not head.field or data.classes is not None:
+        raise ValueError(
+            f"head.field, data.classes: found {head.field!r} and {data.classes!r}, want a field of "
+            "the manifest, such as --head.field emotion, and no label store: it is made of it"
+        )
+    values = field_values(data.train, head.field)
+    counts = Counter(values.values())
+    classes = list(head.classes) or sorted(counts)
+    folder = Path(output) / "classes"
+    values |= field_values(data.valid, head.field)
+    write_class_labels(folder, values, classes, head.field)
+    filled = dataclasses.replace(
+        head, classes=classes, class_counts=[counts[name] for name in classes]
+    )
+    return dataclasses.replace(data, classes=str(folder)), filled
 
 
 def transcripts(cuts: list[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`speechssl score`: word and character error rates of a decoding."""
+"""`speechssl score`: error rates of a decoding, a classification, or speaker verification."""
 
 from __future__ import annotations
 
@@ -17,14 +17,27 @@ if TYPE_CHECKING:
     from speechssl.score.wer import Scored, Utterance
 
 
+DESCRIPTION = """Score what `speechssl decode` wrote. A recogniser: word and character error rates.
+A classifier: accuracy, UAR and macro F1. Speakers: EER and minDCF on --trials."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
     decode: str
-    """Folder of a decoding, which holds hyp.jsonl; results.json and alignments.txt go there."""
+    """Folder of `speechssl decode`, which holds hyp.jsonl, predictions.jsonl or embeddings.npy;
+    results.json goes there, and alignments.txt or scores.txt."""
     normalisation: Literal["basic", "none"] = "basic"
     """How both sides are brought to one form; stated in results.json."""
     worst: int = 20
     """How many utterances with the most errors results.json lists."""
+    trials: str | None = None
+    """Verification: file of trials, lines of `1|0 ENROL TEST`, ids as in the cuts."""
+    cohort: str | None = None
+    """Verification: folder of a decoding, such as of the training cuts, for AS-norm."""
+    top: int = 300
+    """Nearest utterances of the cohort that AS-norm takes."""
+    p_targets: list[float] = dataclasses.field(default_factory=lambda: [0.01, 0.05])
+    """Verification: target probabilities of minDCF; both errors cost 1."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,18 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         ScoreOptions,
         argv,
         prog="speechssl score",
-        description="Word and character error rates of a decoding.",
+        description=DESCRIPTION,
     )
-    from speechssl.score.wer import alignment_text, error_rates
-
     folder = Path(options.decode)
     try:
-        results, scored = error_rates(read_hypotheses(folder / "hyp.jsonl"), options.normalisation)
+        results, shown = _results(folder, options)
     except ValueError as error:
         print(f"speechssl score: error: {error}", file=sys.stderr)
         return 2
-    scored.sort(key=lambda s: (-s.words.errors, s.utterance.id))
-    results["worst"] = [_worst(s) for s in scored[: options.worst] if s.words.errors]
     decoding = folder / "decode.json"
     if decoding.is_file():
         how = json.loads(decoding.read_text(encoding="utf-8"))
@@ -52,10 +61,28 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     results["command"] = shlex.join(["speechssl", "score", *arguments])
     results["commit"] = _commit()
-    write_text(folder / "alignments.txt", "\n".join(alignment_text(s) for s in scored))
     write_text(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    print(table(results))
+    print(shown)
     return 0
+
+
+def _results(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
+    """Results of whatever was decoded, and how they are shown."""
+    from speechssl.bin import score_utterances
+
+    if (folder / "predictions.jsonl").is_file():
+        results = score_utterances.classification(folder)
+        return results, score_utterances.classification_table(results)
+    if (folder / "embeddings.npy").is_file():
+        results = score_utterances.verification(folder, options)
+        return results, score_utterances.verification_table(results)
+    from speechssl.score.wer import alignment_text, error_rates
+
+    results, scored = error_rates(read_hypotheses(folder / "hyp.jsonl"), options.normalisation)
+    scored.sort(key=lambda s: (-s.words.errors, s.utterance.id))
+    results["worst"] = [_worst(s) for s in scored[: options.worst] if s.words.errors]
+    write_text(folder / "alignments.txt", "\n".join(alignment_text(s) for s in scored))
+    return results, table(results)
 
 
 def read_hypotheses(path: Path) -> list[Utterance]:

@@ -57,6 +57,9 @@ class DataConfig:
     tokenizer: str | None = None
     """A tokenizer.json; adds the targets "text" and "text_lengths" made from the transcripts.
     Utterances longer than max_seconds are then dropped, never cropped."""
+    classes: str | None = None
+    """Folder of a label store of utterance labels; adds the target "classes". Fine-tuning makes it
+    of head.field."""
     batch_seconds: float = 160.0
     """Effective batch: audio seconds per optimiser update, over all ranks."""
     max_batch_seconds: float = 40.0
@@ -117,5 +120,7 @@ class DataConfig:
                 f"speeds: found {self.speeds} with labels or mixing, want speeds only for training "
                 "on transcripts; leave out one of them"
             )
+        if self.classes and "classes" in self.labels:
+            raise ValueError("classes: found a store there and in labels, want one of them")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"max_unreadable: found {self.max_unreadable}, want 0 to 1")

@@ -125,7 +125,7 @@ class CutSource:
             seed=config.seed,
             hop_samples=hop_samples,
             max_samples=round(config.max_seconds * SAMPLE_RATE) if cropped else None,
-            stores={name: LabelStore.open(folder) for name, folder in config.labels.items()},
+            stores=_stores(config),
             tokenizer=tokenizer,
             mixer=Mixer(config.mixing) if config.mixing else None,
             speeds=config.speeds if self.split == "train" else (),
@@ -184,6 +184,18 @@ class CutSource:
         for result, _ in _results(self._collator, items, config.num_workers, config.prefetch):
             self.counter.add(result)
             yield from result.batches
+
+
+def _stores(config: DataConfig) -> dict[str, LabelStore]:
+    stores = {name: LabelStore.open(folder) for name, folder in config.labels.items()}
+    if config.classes:
+        stores["classes"] = LabelStore.open(config.classes)
+        if stores["classes"].frame_rate_hz:
+            raise ValueError(
+                f"classes: found labels per frame in {config.classes}, want one per utterance; "
+                "give labels per frame as data.labels"
+            )
+    return stores
 
 
 def _task(plan: Plan) -> Task:

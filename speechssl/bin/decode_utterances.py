@@ -1,0 +1,174 @@
+"""`speechssl decode` with heads of whole utterances: predictions of classes, or embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechssl.config import to_dict
+
+if TYPE_CHECKING:
+    from speechssl.bin.decode import DecodeOptions
+
+MOST_PROBABILITIES = 100
+"""Classes, from the most probable on, whose probabilities a prediction states."""
+
+
+def handles(head: Any) -> bool:
+    """Whether a head has one answer per utterance."""
+    return hasattr(head, "class_log_probs") or hasattr(head, "embed")
+
+
+def run(options: DecodeOptions, head: Any, device: Any) -> int:
+    """Write predictions.jsonl, or embeddings.npy with embeddings.jsonl; decode.json in any case."""
+    from tqdm import tqdm
+
+    from speechssl import dist
+    from speechssl.data.fields import cut_rows, field_of
+
+    if options.method != "greedy":
+        raise ValueError(
+            f"method: found {options.method} with a {type(head).__name__}, want greedy: there is "
+            "nothing to search"
+        )
+    head.to(device)
+    cuts = [options.cuts] if isinstance(options.cuts, str) else options.cuts
+    described = {}
+    for cut in cut_rows(cuts):
+        described[cut["id"]] = {
+            "ref": field_of(cut, head.config.field),
+            "duration": cut.get("duration"),
+            "speaker": field_of(cut, "speaker"),
+        }
+    clock = {"audio_s": 0.0, "forward_s": 0.0}
+    skipped: list[str] = []
+    total = -(-len(described) // dist.world_size())
+    found = _answers(options, cuts, head, device, clock, skipped)
+    rows = dict(tqdm(found, total=total, desc="decode", unit="utt", disable=None))
+    parts = dist.gather_objects((rows, skipped, clock))
+    if dist.is_main():
+        _write(options, head, described, parts)
+    return 0
+
+
+def _answers(
+    options: DecodeOptions,
+    cuts: list[str],
+    head: Any,
+    device: Any,
+    clock: dict[str, float],
+    skipped: list[str],
+) -> Any:
+    """(cut id, log-probabilities or embedding) of this rank's share; fills clock and skipped."""
+    import torch
+
+    from speechssl.bin.decode import long_enough
+    from speechssl.data.loader import read_all
+
+    answer = head.class_log_probs if hasattr(head, "class_log_probs") else head.embed
+    batches = read_all(
+        cuts, max_batch_seconds=options.max_batch_seconds, num_workers=options.num_workers
+    )
+    for batch in batches:
+        batch = long_enough(batch, head.encoder, skipped)
+        if not len(batch):
+            continue
+        start = time.perf_counter()
+        moved = batch.to(device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.dtype == "bfloat16"),
+        ):
+            answers = answer(moved.wave, moved.wave_lengths)
+        rows = answers.float().cpu().numpy()
+        clock["forward_s"] += time.perf_counter() - start
+        clock["audio_s"] += float(batch.wave_lengths.sum()) / head.encoder.sample_rate_hz
+        yield from zip(batch.ids, rows.copy(), strict=True)
+    skipped.extend(batches.skipped)
+
+
+def _write(
+    options: DecodeOptions,
+    head: Any,
+    described: dict[str, dict[str, Any]],
+    parts: list[tuple[dict[str, Any], list[str], dict[str, float]]],
+) -> None:
+    from speechssl.bin.score import write_text
+
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    answers = {cut_id: x for rows, _, _ in parts for cut_id, x in rows.items()}
+    skipped = sorted({entry for _, found, _ in parts for entry in found})
+    clock = {name: sum(part[2][name] for part in parts) for name in parts[0][2]}
+    kept = {cut_id: info for cut_id, info in described.items() if cut_id in answers}
+    results = ("results.json", "scores.txt", "predictions.jsonl", "embeddings.npy", "hyp.jsonl")
+    for stale in results:  # those of an earlier decoding
+        (folder / stale).unlink(missing_ok=True)
+    if hasattr(head, "class_log_probs"):
+        name = "predictions.jsonl"
+        lines = [_prediction(i, info, answers[i], head) for i, info in kept.items()]
+        write_text(folder / name, "".join(lines))
+    else:
+        name = "embeddings.npy"
+        _write_embeddings(folder, kept, answers)
+    names = ("model", "cuts", "output", "max_batch_seconds", "device", "dtype")
+    info = {k: getattr(options, k) for k in names}
+    info |= {"utterances": len(kept), "skipped": skipped, **_describe(head)}
+    rtf = clock["forward_s"] / max(clock["audio_s"], 1e-9)
+    info["timing"] = clock | {"rtf": rtf}
+    write_text(folder / "decode.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+    print(
+        f"{folder}/{name}: {len(kept)} utterances, {len(skipped)} skipped, "
+        f"{clock['audio_s']:.0f} s of audio in {clock['forward_s']:.1f} s (RTF {rtf:.3f})"
+    )
+    for entry in skipped[:10]:
+        print(f"skipped {entry}")
+
+
+def _prediction(cut_id: str, info: dict[str, Any], log_probs: Any, head: Any) -> str:
+    import numpy as np
+
+    classes = head.config.classes
+    probabilities = np.exp(log_probs.astype(np.float64))
+    order = np.argsort(-probabilities, kind="stable")[:MOST_PROBABILITIES]
+    row = {"id": cut_id, "ref": info["ref"], "hyp": classes[order[0]]}
+    row["probabilities"] = {classes[i]: round(float(probabilities[i]), 6) for i in order}
+    row |= {"duration": info["duration"], "speaker": info["speaker"]}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _write_embeddings(folder: Path, kept: dict[str, dict[str, Any]], answers: dict) -> None:
+    import os
+
+    import numpy as np
+
+    from speechssl.bin.score import write_text
+
+    lines = [json.dumps({"id": i, **info}, ensure_ascii=False) + "\n" for i, info in kept.items()]
+    write_text(folder / "embeddings.jsonl", "".join(lines))
+    matrix = np.stack([answers[i] for i in kept]) if kept else np.empty((0, 0), np.float32)
+    with (folder / "embeddings.npy.tmp").open("wb") as file:
+        np.save(file, matrix)
+    os.replace(folder / "embeddings.npy.tmp", folder / "embeddings.npy")
+
+
+def _describe(head: Any) -> dict[str, Any]:
+    """The head, the weight of each layer, and how many parameters could learn."""
+    config = dataclasses.replace(head.config, classes=[], class_counts=[])
+    weights = head.layer_sum.weights
+    shares = [1.0] if weights is None else weights.detach().softmax(0).tolist()
+    encoder = sum(p.numel() for p in head.encoder.parameters())
+    learnt = sum(p.numel() for p in head.parameters() if p.requires_grad)
+    return {
+        "field": head.config.field,
+        "classes": len(head.config.classes)
+        if hasattr(head, "embed")
+        else list(head.config.classes),
+        "head": to_dict(config),
+        "layer_weights": {str(n): round(w, 6) for n, w in zip(head.layers, shares, strict=True)},
+        "encoder_parameters": encoder,
+        "trainable_parameters": learnt,
+    }

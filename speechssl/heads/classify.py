@@ -1,0 +1,111 @@
+"""One class per utterance: emotion, keyword, speaker, intent, language, sound, ...
+
+Source: Yang et al. 2021 (SUPERB), section 3: layers' weighted sum, linear projection, mean over
+frames, linear output, cross entropy. `pooling`, `hidden_layers` and `balanced` go beyond it.
+Differs: the mean is over valid frames only (s3prl's old code had padding in some tasks), so that
+no score depends on batches.
+
+Shape legend: B utterances, L samples, T frames, D width, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechssl.contract import Batch, Encoder, Loss
+from speechssl.heads.pooling import AttentiveStatistics, mean_and_deviation, mean_of_frames
+from speechssl.heads.utterance import UtteranceConfig, UtteranceHead
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(UtteranceConfig):
+    projection_dim: int = 256
+    """Width that each frame is projected to before pooling; 0: frames stay as they are."""
+    pooling: Literal["mean", "mean_std", "attentive"] = "mean"
+    """mean of the frames; mean_std: with their deviation; attentive: both, weighed by channel."""
+    attention_dim: int = 128
+    """Bottleneck of attentive pooling."""
+    hidden_layers: int = 0
+    """Layers between pooling and output."""
+    hidden_dim: int = 256
+    """Width of those layers."""
+    dropout: float = 0.0
+    """Dropout of the pooled vector and of each hidden layer."""
+    balanced: bool = False
+    """Weigh each class in the loss by the inverse of its training utterances."""
+
+    def build(self, encoder: Encoder) -> ClassifyHead:
+        return ClassifyHead(self, encoder)
+
+
+class ClassifyHead(UtteranceHead):
+    """Class probabilities of whole utterances."""
+
+    config: ClassifyConfig
+
+    def __init__(self, config: ClassifyConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        if config.balanced and 0 in (config.class_counts or [0]):
+            raise ValueError(
+                f"balanced: found class_counts {config.class_counts}, want the training utterances "
+                "of each class, all above 0; `speechssl finetune` fills them in"
+            )
+        dim = config.projection_dim or encoder.dim
+        self.projection = nn.Linear(encoder.dim, dim) if config.projection_dim else nn.Identity()
+        if config.pooling == "attentive":
+            self.attention = AttentiveStatistics(dim, config.attention_dim)
+        sizes = [dim if config.pooling == "mean" else 2 * dim]
+        sizes += [config.hidden_dim] * config.hidden_layers
+        self.hidden = nn.ModuleList(
+            nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.GELU(), nn.Dropout(config.dropout))
+            for a, b in itertools.pairwise(sizes)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = nn.Linear(sizes[-1], len(config.classes))
+        rarity = torch.ones(len(config.classes))
+        if 0 not in (config.class_counts or [0]):
+            counts = torch.tensor(config.class_counts, dtype=torch.float32)
+            rarity = counts.sum() / (len(counts) * counts)  # 1 where all are as frequent
+        self.register_buffer("rarity", rarity, persistent=False)
+
+    def forward(self, batch: Batch) -> Loss:
+        classes = self.targets(batch)
+        log_probs = self.class_log_probs(batch.wave, batch.wave_lengths)
+        losses = F.nll_loss(log_probs, classes, reduction="none")
+        right = log_probs.detach().argmax(-1) == classes
+        rarity = self.rarity[classes]
+        weights = rarity if self.config.balanced else torch.ones_like(rarity)
+        number = torch.tensor(len(classes), device=losses.device)
+        return Loss(
+            (weights * losses).sum(),
+            weights.sum(),
+            {
+                "nats": (losses.detach().sum(), number),
+                "accuracy": (right.sum(), number),
+                # The UAR, where classes are as frequent as in training.
+                "balanced_accuracy": ((rarity * right).sum(), rarity.sum()),
+            },
+        )
+
+    def class_log_probs(self, wave: Tensor, wave_lengths: Tensor) -> Tensor:
+        """(B, L) and (B,) samples -> (B, C) float32 log-probabilities of `config.classes`."""
+        x, lengths = self.frames(wave, wave_lengths)
+        x = self._pool(self.projection(x), lengths)
+        x = self.dropout(x)
+        for layer in self.hidden:
+            x = layer(x)
+        logits = self.output(x)
+        with torch.autocast(logits.device.type, enabled=False):
+            return logits.float().log_softmax(-1)
+
+    def _pool(self, x: Tensor, lengths: Tensor) -> Tensor:
+        if self.config.pooling == "attentive":
+            return self.attention(x, lengths)
+        pool = mean_of_frames if self.config.pooling == "mean" else mean_and_deviation
+        return pool(x, lengths)

@@ -1,0 +1,97 @@
+"""Speaker embeddings: a network on an encoder's layers, trained to tell speakers apart by angle.
+
+Verification needs the embeddings only: `speechssl decode` writes them, `speechssl score --trials`
+compares them. Source: Yang et al. 2021 (SUPERB, x-vector), Chen et al. 2022 (WavLM, ECAPA-TDNN on
+the layers' weighted sum, appendix); `heads.margin` for the loss.
+
+Shape legend: B utterances, L samples, E embedding width, C speakers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from speechssl.contract import Batch, Encoder, Loss
+from speechssl.heads.margin import AngularMargin
+from speechssl.heads.speaker_nets import EcapaTdnn, Pooled, XVector
+from speechssl.heads.utterance import UtteranceConfig, UtteranceHead
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeakerConfig(UtteranceConfig):
+    field: str = "speaker"
+    """Field of the manifest that names the speaker."""
+    network: Literal["ecapa", "xvector", "pooled"] = "ecapa"
+    """Between encoder and embedding; pooled: attentive statistics and one linear layer."""
+    channels: int = 512
+    """Width of the network (ECAPA 512 or 1024; x-vector 512)."""
+    embedding_dim: int = 192
+    """Width of the embedding (ECAPA 192, x-vector 512)."""
+    attention_dim: int = 128
+    """Bottleneck of attentive pooling."""
+    margin: float = 0.2
+    """Angle in radians by which the own speaker has to be nearer; large-margin tuning takes 0.5."""
+    margin_steps: int = 0
+    """Updates over which the margin grows from 0."""
+    scale: float = 30.0
+    """Factor of the cosines."""
+    sub_centres: int = 1
+    """Centres per speaker; several put up with mislabelled or varied recordings (usually 3)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.margin < 1.5:
+            raise ValueError(f"margin: found {self.margin}, want radians from 0 to below 1.5")
+        for name in ("channels", "embedding_dim", "sub_centres", "scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, want more than 0")
+
+    def build(self, encoder: Encoder) -> SpeakerHead:
+        return SpeakerHead(self, encoder)
+
+
+class SpeakerHead(UtteranceHead):
+    """Embeddings whose cosine says whether two utterances are of one speaker."""
+
+    config: SpeakerConfig
+
+    def __init__(self, config: SpeakerConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        if config.network == "xvector":
+            self.network = XVector(encoder.dim, config.channels, config.embedding_dim)
+        elif config.network == "ecapa":
+            self.network = EcapaTdnn(
+                encoder.dim, config.channels, config.embedding_dim, config.attention_dim
+            )
+        else:
+            self.network = Pooled(encoder.dim, config.embedding_dim, config.attention_dim)
+        self.margin = AngularMargin(
+            config.embedding_dim,
+            len(config.classes),
+            scale=config.scale,
+            centres=config.sub_centres,
+        )
+
+    def forward(self, batch: Batch) -> Loss:
+        speakers = self.targets(batch)
+        embeddings = self.embed(batch.wave, batch.wave_lengths)
+        losses, cosines = self.margin(embeddings, speakers, self.margin_now())
+        right = (cosines.detach().argmax(-1) == speakers).sum()
+        number = torch.tensor(len(speakers), device=losses.device)
+        total = losses.sum()
+        return Loss(total, number, {"nats": (total.detach(), number), "accuracy": (right, number)})
+
+    def embed(self, wave: Tensor, wave_lengths: Tensor) -> Tensor:
+        """(B, L) and (B,) samples -> (B, E) float32 embeddings, of any length."""
+        x, lengths = self.frames(wave, wave_lengths)
+        return self.network(x, lengths).float()
+
+    def margin_now(self) -> float:
+        """The margin at `step`."""
+        if not self.config.margin_steps:
+            return self.config.margin
+        return self.config.margin * min(1.0, int(self.step) / self.config.margin_steps)
