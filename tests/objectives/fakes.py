@@ -13,6 +13,8 @@ from speechssl.contract import IGNORE, Batch, Encoder, EncoderOutput
 
 VOCABULARY = 5
 """Tokens of transcripts, the blank included."""
+TOPICS = 4
+"""Topics of utterances."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,9 +76,9 @@ def make_batch(
     seed: int = 0,
     views: Sequence[str] = (),
 ) -> Batch:
-    """Noise utterances with random labels and three tokens each; utterance i is the same whatever
-    stands beside it."""
-    waves, labels, text = [], {name: [] for name in classes}, []
+    """Noise utterances with random labels, three tokens and a topic each; utterance i is the same
+    whatever stands beside it."""
+    waves, labels, text, topics = [], {name: [] for name in classes}, [], []
     for i, s in enumerate(seconds):
         random = torch.Generator().manual_seed(seed + i)
         waves.append(torch.randn(int(s * 16000), generator=random))
@@ -84,6 +86,7 @@ def make_batch(
         for name, k in classes.items():
             labels[name].append(torch.randint(k, (frames,), generator=random))
         text.append(torch.randint(1, VOCABULARY, (3,), generator=random))
+        topics.append(torch.randint(TOPICS, (), generator=random))
     lengths = torch.tensor([len(w) for w in waves])
     wave = nn.utils.rnn.pad_sequence(waves, batch_first=True)
     targets = {
@@ -91,6 +94,7 @@ def make_batch(
         for k, v in labels.items()
     }
     targets |= {"text": torch.cat(text), "text_lengths": torch.tensor([len(t) for t in text])}
+    targets["topics"] = torch.stack(topics)
     return Batch(
         wave=wave,
         wave_lengths=lengths,
@@ -105,7 +109,11 @@ def some(batch: Batch, rows: Sequence[int]) -> Batch:
     """Utterances `rows`, with no more padding than they need."""
     longest = int(batch.wave_lengths[rows].max())
     frames = (longest - 400) // 320 + 1
-    targets = {k: v[rows, :frames] for k, v in batch.targets.items() if not k.startswith("text")}
+    targets = {
+        k: v[rows] if v.ndim == 1 else v[rows, :frames]
+        for k, v in batch.targets.items()
+        if not k.startswith("text")
+    }
     texts = batch.targets["text"].split(batch.targets["text_lengths"].tolist())
     targets["text"] = torch.cat([texts[r] for r in rows])
     targets["text_lengths"] = batch.targets["text_lengths"][rows]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import VOCABULARY, make_batch, some
+from fakes import TOPICS, VOCABULARY, make_batch, some
 
 import speechssl.objectives
 from speechssl.config import ObjectiveConfig
@@ -67,8 +67,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "Data2vecConfig": {"target_layers": 2},
     "DinoSRConfig": {"target_layers": 2, "codes": 16},
     "DiscreteBertConfig": {"encoder": UNITS},
+    "HubertopicConfig": {"topics": TOPICS, "topic_layer": 1, "topic_pooling": "token"},
     "IlsConfig": {"supervised_layers": (1,)},
     "MrHubertConfig": {"encoder": MULTIRES},
+    "MrHubertopicConfig": {"encoder": MULTIRES, "topics": TOPICS, "topic_layer": 2},
     "UniSpeechConfig": {
         "vocab_size": VOCABULARY,
         "codes": 8,

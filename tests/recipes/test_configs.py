@@ -28,6 +28,8 @@ PUBLISHED_ENCODERS = {
     "data2vec_base": 93_164_288,
     "mr_hubert_base": 96_740_224,
     "mr_hubert_large": 319_641_728,
+    "hubertopic_base": 94_371_712,
+    "mr_hubertopic_base": 96_740_224,
 }
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# HuBERT, WavLM and MR-HuBERT on LibriSpeech as published, all iterations from MFCC clusters on.
+# HuBERT, WavLM and MR-HuBERT on LibriSpeech as published, all iterations from MFCC clusters on; and
+# HuBERTopic, alone and with MR-HuBERT, on topics of the same units.
 #
 #   ./run.sh --librispeech /data/LibriSpeech --nproc 8                        # HuBERT Base
 #   ./run.sh --librispeech /data/LibriSpeech --nproc 8 --recipe hubert_large  # on its labels
@@ -14,13 +15,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stage=1               # first stage
 stop_stage=10         # last stage
 librispeech=          # the corpus folder, holding train-clean-100 and so on
-recipe=hubert_base    # hubert_base, hubert_large, hubert_xlarge, wavlm_base, wavlm_base_plus, wavlm_large, mr_hubert_base or mr_hubert_large
+recipe=hubert_base    # hubert_base, hubert_large, hubert_xlarge, wavlm_base, wavlm_base_plus, wavlm_large, mr_hubert_base, mr_hubert_large, hubertopic_base or mr_hubertopic_base
 train_parts=train-clean-100,train-clean-360,train-other-500  # parts to pretrain on
 valid_parts=dev-clean # parts to validate on
 iterations=2          # HuBERT Base iterations before the recipe's own: 1 or 2
 steps=                # override the number of updates of every pretraining (for trying out)
 overrides=            # further options of every pretraining, separated by blanks
 sample_frames=5000000 # frames to fit k-means on
+topics=50             # topics of HuBERTopic
+topic_passes=2        # passes over the utterances to learn them
 exp=exp               # where results go
 data=data             # where manifests go
 nproc=1               # ranks per node (torchrun)
@@ -56,11 +59,11 @@ stage 5 "labels of iteration 1" && {
     --output $exp/km_mfcc/labels
 }
 
-pretrain() { # name, config, labels
+pretrain() { # name, config, labels, further options
   local more=()
   [[ -n $steps ]] && more+=(--train.steps "$steps")
   # shellcheck disable=SC2206
-  more+=($overrides)
+  more+=($overrides "${@:4}")
   run "$1/train" train speechssl.bin.pretrain --config "$2" --data.train "$train_cuts" \
     --data.valid "$valid_cuts" --data.labels.kmeans "$3" --output "$1" "${more[@]}"
 }
@@ -69,6 +72,14 @@ cluster() { # model, layer, output
   run "$3" speechssl cluster fit --cuts "$train_cuts" --model "$1" --layer "$2" --classes 500 \
     --sample-frames "$sample_frames" --output "$3"
   run "$3/apply" speechssl cluster apply --clusters "$3" --cuts "$both" --output "$3/labels"
+}
+
+learn_topics() { # clusters; the options of pretraining on their topics are left in topic_options
+  run "$1/topics" speechssl topics fit --labels "$1/labels" --cuts "$train_cuts" --topics "$topics" \
+    --passes "$topic_passes" --output "$1/topics"
+  run "$1/topics/apply" speechssl topics apply --topics "$1/topics" --labels "$1/labels" \
+    --cuts "$both" --output "$1/topics/labels"
+  topic_options=(--objective.topics "$topics" --data.labels.topics "$1/topics/labels")
 }
 
 stage 6 "HuBERT Base, iteration 1, on MFCC clusters" && {
@@ -83,11 +94,18 @@ stage 7 "next iteration: clusters of layer 6, K=500; then of iteration 2's layer
   fi
   case $recipe in
     hubert_base) ;;
-    # WavLM Base uses the labels of iteration 1; all others those of iteration 2 (layer 9).
+    # WavLM Base and HuBERTopic Base use the labels of iteration 1; all others those of iteration 2
+    # (layer 9).
     wavlm_base) pretrain $exp/wavlm_base conf/wavlm_base.yaml "$labels" ;;
-    hubert_large | hubert_xlarge | wavlm_base_plus | wavlm_large | mr_hubert_base | mr_hubert_large)
+    hubertopic_base)
+      learn_topics $exp/km_it1_l6
+      pretrain $exp/hubertopic_base conf/hubertopic_base.yaml "$labels" "${topic_options[@]}" ;;
+    hubert_large | hubert_xlarge | wavlm_base_plus | wavlm_large | mr_hubert_base | mr_hubert_large | \
+      mr_hubertopic_base)
       cluster $exp/hubert_base_it2 9 $exp/km_it2_l9
-      pretrain "$exp/$recipe" "conf/$recipe.yaml" $exp/km_it2_l9/labels ;;
+      topic_options=()
+      [[ $recipe != mr_hubertopic_base ]] || learn_topics $exp/km_it2_l9
+      pretrain "$exp/$recipe" "conf/$recipe.yaml" $exp/km_it2_l9/labels "${topic_options[@]}" ;;
     *) log "--recipe: found $recipe, see --help"; exit 2 ;;
   esac
 }
