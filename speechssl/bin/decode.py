@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # nothing that imports torch: the parser evaluates these line
 
     from speechssl.data.text import Tokenizer
     from speechssl.decode.beam import SearchSpace
-    from speechssl.model_file import ModelFile
 
 DESCRIPTION = """Transcribe recordings with a fine-tuned recogniser: hyp.jsonl (what was said and
 what was heard) and decode.json (how, and how fast). With --sweep, the weights of the beam search
@@ -148,8 +147,8 @@ def run(options: DecodeOptions) -> int:
     return 0
 
 
-def _recogniser(model: ModelFile, folder: str) -> tuple[Any, Tokenizer]:
-    """The CTC head and the tokenizer of an opened model."""
+def _recogniser(model: Any, folder: str) -> tuple[Any, Tokenizer]:
+    """The CTC head and the tokenizer of a `model_file.ModelFile`."""
     from speechssl.data.text import Tokenizer
 
     if model.head is None or not hasattr(model.head, "log_probs") or model.tokenizer is None:

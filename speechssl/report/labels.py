@@ -115,7 +115,8 @@ def _figure(value: Any) -> str:
 
 def recognition(experiments: Sequence[Experiment]) -> str:
     """Error rates of every decoding, by length, and the worst utterances word by word."""
-    found = [(f"{e.name}/{d.name}", d) for e in experiments for d in e.decodings]
+    decodings = [(f"{e.name}/{d.name}", d) for e in experiments for d in e.decodings]
+    found = [(name, d) for name, d in decodings if "wer" in d.results]
     if not found:
         return section("Recognition", missing("no results.json or hyp.jsonl: nothing was decoded"))
     rows = [[name, _how(d), *_rates(d.results)] for name, d in found]

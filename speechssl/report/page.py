@@ -11,6 +11,7 @@ from speechssl.report.labels import clusters, recognition
 from speechssl.report.probes import probes
 from speechssl.report.read import Experiment
 from speechssl.report.sections import anchor, configurations, curves, health, overview, table
+from speechssl.report.tasks import tasks
 from speechssl.report.topics import topics
 
 STYLE = """
@@ -109,7 +110,7 @@ def render(experiments: Sequence[Experiment], made: str) -> str:
         f'<a href="#{name}">{text}</a>'
         for name, text in (
             ("training", "Training"), ("labels", "Pseudo-labels"), ("probes", "Probes"),
-            ("asr", "Recognition"),
+            ("asr", "Recognition"), ("tasks", "Utterances"),
             ("config", "Configuration"), ("origin", "Origin"), ("trouble", "Troubles"),
         )
     )  # fmt: skip
@@ -119,6 +120,7 @@ def render(experiments: Sequence[Experiment], made: str) -> str:
         f'<div id="labels">{clusters(experiments)}{topics(experiments)}</div>',
         f'<div id="probes">{probes(experiments)}</div>',
         f'<div id="asr">{recognition(experiments)}</div>',
+        f'<div id="tasks">{tasks(experiments)}</div>',
         f'<div id="config">{configurations(experiments)}</div>',
         f'<div id="origin">{_origin(experiments)}</div>',
         f'<div id="trouble">{health(experiments)}</div>',

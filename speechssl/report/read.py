@@ -15,6 +15,9 @@ MARKS = (
 )  # fmt: skip
 """Files by which a folder is known as an experiment, a clustering, a decoding or a probe."""
 
+FIGURES = {"wer", "uar", "eer"}
+"""What results.json holds of a recogniser, a classifier, or speaker verification."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
@@ -191,7 +194,7 @@ def _decodings(path: Path, troubles: list[str]) -> list[Decoding]:
         results = _json(folder / "results.json", troubles)
         if results is None and (folder / "hyp.jsonl").is_file():
             results = _score(folder / "hyp.jsonl", troubles)
-        if isinstance(results, dict) and "wer" in results:
+        if isinstance(results, dict) and FIGURES & results.keys():
             how = _json(folder / "decode.json", troubles) or results.get("decode") or {}
             found.append(Decoding(folder.name, results, how))
     return found

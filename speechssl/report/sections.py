@@ -64,12 +64,12 @@ def overview(experiments: Sequence[Experiment]) -> str:
                 _progress(one),
                 _best(one),
                 _quality(one),
-                _error_rates(one),
+                _scores(one),
                 _cost(one),
             ]
         )
     head = ("experiment", "program", "what", "parameters", "updates", "best validation",
-            "clusters", "WER", "cost")  # fmt: skip
+            "clusters", "scores", "cost")  # fmt: skip
     kept = [i for i in range(len(head)) if i < 3 or any(row[i] != "—" for row in rows)]
     shown = table([head[i] for i in kept], [[row[i] for i in kept] for row in rows], raw=True)
     return section("Overview", f'<div class="overview">{shown}</div>')
@@ -144,14 +144,16 @@ def _quality(one: Experiment) -> str:
     return "<br>".join(parts) or "—"
 
 
-def _error_rates(one: Experiment) -> str:
+def _scores(one: Experiment) -> str:
     parts = []
     for decoding in one.decodings:
         results = decoding.results
-        low, high = results.get("wer_ci95") or (None, None)
+        key = next(k for k in ("wer", "uar", "eer") if k in results)
+        low, high = results.get(f"{key}_ci95") or (None, None)
         spread = "" if low is None else f" <small>{100 * low:.1f}–{100 * high:.1f}</small>"
         parts.append(
-            f"<b>{100 * results['wer']:.2f} %</b>{spread} <small>{escape(decoding.name)}</small>"
+            f"{key.upper()} <b>{100 * results[key]:.2f} %</b>{spread} "
+            f"<small>{escape(decoding.name)}</small>"
         )
     return "<br>".join(parts) or "—"
 
