@@ -76,7 +76,8 @@ def flashlight() -> Any:
     except ImportError as error:
         raise ValueError(
             f"method: found beam, but flashlight-text does not import ({error}); want `pip "
-            "install 'speechssl[decode]'`, or method greedy"
+            "install 'speechssl[decode]'` (Python 3.13: build flashlight-text from source with "
+            "CMake), or method greedy"
         ) from None
     return decoder
 
