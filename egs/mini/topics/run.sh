@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# Topics of utterances from their pseudo-labels: what they tell, and what they teach an encoder.
+#
+# Fits topic models to the units of a corpus, measures what topics tell of speaker, gender, language,
+# theme and words, pretrains HuBERTopic beside HuBERT with as many updates, and probes both. Corpus and clusters
+# are those of another recipe: of ../ssl (synthetic speech), which is run as far as it is needed, or
+# of any that has run, such as ../../an4/asr (real speech).
+#
+#   ./run.sh                                  # all of it, on the synthetic corpus of ../ssl
+#   ./run.sh --stop-stage 5                   # topics alone: minutes
+#   ./run.sh --topics "10 20 50" --weights "0.1 0.3 1" --seeds "1 2 3"
+#   ./run.sh --iterations 2                   # also topics of the units of learned features
+#   ./run.sh --stop-stage 5 --data ../../an4/asr/data/speech --train-cuts cuts_train_clean.jsonl.gz \
+#     --clusters ../../an4/asr/exp/km_mfcc --exp exp/real
+#
+# Hardware: two CPU cores, 4 GB of memory. Figures: RESULTS.md.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+stage=1             # first stage
+stop_stage=10       # last stage
+topics="10 20 50"   # numbers of topics, separated by blanks
+weights="0.1"       # weights of the topic's term in pretraining; HuBERT (0) is always there
+seeds=1             # seeds of pretraining
+iterations=1        # 2: also topics and pretraining on clusters of the first HuBERT's features
+ngrams=1            # lengths of the unit sequences that are words, such as 1,2
+group=utterance     # what is one document: utterance, recording or speaker
+weighting=counts    # counts or tfidf
+passes=10           # passes over the documents
+steps=              # override the number of updates of pretraining
+data=../ssl/data    # where the manifests are
+train_cuts=cuts_train.jsonl.gz  # those to learn from, in there
+valid_cuts=cuts_valid.jsonl.gz  # those to validate on, in there
+test_cuts=cuts_test.jsonl.gz    # those to score the probes on, in there
+probes="gender language emotion theme"  # fields of the cuts that frozen encoders are probed for
+probe_steps=        # override the number of updates of a probe
+clusters=../ssl/exp/km_mfcc     # k-means of iteration 1, with its labels
+layer=2             # layer whose clusters are the units of iteration 2
+exp=exp             # where results go
+nproc=1             # ranks for training (torchrun); 1 uses all cores by threads
+source ../../../tools/shell/parse_options.sh
+source path.sh
+train_cuts=$data/$train_cuts
+valid_cuts=$data/$valid_cuts
+test_cuts=$data/$test_cuts
+both="[$train_cuts,$valid_cuts]"
+
+# The stages of ../ssl that make what is missing; of other places only their own recipe knows.
+ssl() { # first stage, last stage, what is missing
+  [[ $data == ../ssl/data && $clusters == ../ssl/exp/km_mfcc ]] || {
+    log "found no $3; want the output of the recipe that --data and --clusters belong to: run that"
+    exit 2
+  }
+  ../ssl/run.sh --stage "$1" --stop-stage "$2"
+}
+
+stage 1 "corpus" && {
+  [[ -f $train_cuts && -f $valid_cuts ]] || ssl 1 1 "$train_cuts and $valid_cuts"
+}
+stage 4 "k-means and labels of iteration 1" && {
+  [[ -f $clusters/labels/meta.json ]] || ssl 4 5 "$clusters/labels"
+}
+
+learn_topics() { # labels, number of topics, folder
+  run "$3" speechssl topics fit --labels "$1" --cuts "[$train_cuts]" --topics "$2" \
+    --ngrams "[$ngrams]" --group "$group" --weighting "$weighting" --passes "$passes" --output "$3"
+  run "$3/apply" speechssl topics apply --topics "$3" --labels "$1" --cuts "$both" \
+    --output "$3/labels" --posteriors "$3/posteriors"
+  for split in train valid; do
+    local cuts=${split}_cuts
+    run "$3/show_$split" speechssl topics show --topics "$3/labels" --cuts "[${!cuts}]" \
+      --output "$3/show_$split.json"
+  done
+}
+stage 5 "topics of the units of iteration 1" && {
+  for number in $topics; do learn_topics "$clusters/labels" "$number" "$exp/topics$number"; done
+}
+
+pretrain() { # units, topics' labels or nothing, number, weight, folder
+  local more=(--objective.topics "$3" --objective.topic_weight "$4")
+  [[ -n $2 ]] && more+=(--data.labels.topics "$2")
+  [[ -n $steps ]] && more+=(--train.steps "$steps")
+  run "$5/train" "$root/tools/shell/launch.sh" --nproc "$nproc" -- speechssl.bin.pretrain \
+    --config conf/hubertopic.yaml --data.train "[$train_cuts]" --data.valid "[$valid_cuts]" \
+    --data.labels.kmeans "$1" --data.seed "$seed" --train.seed "$seed" "${more[@]}" --output "$5"
+}
+
+compare() { # units, folder of the topics' folders, iteration
+  pretrain "$1" "" 2 0 "$dir/hubert_it$3"
+  for number in $topics; do
+    for weight in $weights; do
+      pretrain "$1" "$2/topics$number/labels" "$number" "$weight" \
+        "$dir/hubertopic_it$3_n${number}_w$weight"
+    done
+  done
+}
+
+probe() { # model, field
+  local more=()
+  [[ -n $probe_steps ]] && more+=(--train.steps "$probe_steps")
+  run "$1/probe_$2/train" speechssl finetune --config conf/probe.yaml --init "$1" \
+    --head.field "$2" --data.train "[$train_cuts]" --data.valid "[$valid_cuts]" \
+    --data.seed "$seed" --train.seed "$seed" "${more[@]}" --output "$1/probe_$2"
+}
+
+for seed in $seeds; do
+  dir=$exp/seed$seed
+  stage 6 "pretrain iteration 1, seed $seed: HuBERT, and HuBERTopic with as many updates" && {
+    compare "$clusters/labels" "$exp" 1
+  }
+  if ((iterations > 1)) && stage 7 "iteration 2, seed $seed: topics of learned features' units"; then
+    run "$dir/km_it1" speechssl cluster fit --cuts "[$train_cuts]" --model "$dir/hubert_it1" \
+      --layer "$layer" --classes 100 --output "$dir/km_it1"
+    run "$dir/km_it1/apply" speechssl cluster apply --clusters "$dir/km_it1" --cuts "$both" \
+      --output "$dir/km_it1/labels"
+    for number in $topics; do
+      learn_topics "$dir/km_it1/labels" "$number" "$dir/km_it1/topics$number"
+    done
+    compare "$dir/km_it1/labels" "$dir/km_it1" 2
+  fi
+  models=()
+  for model in "$dir"/hubert*_it*/; do
+    [[ ! -f $model/model.safetensors ]] || models+=("${model%/}")
+  done
+  stage 8 "probes of utterances on the frozen encoders, seed $seed: $probes" && {
+    for model in "${models[@]}"; do
+      for field in $probes; do probe "$model" "$field"; done
+    done
+  }
+  stage 9 "predictions of the probes, and probes of frames, seed $seed" && {
+    for model in "${models[@]}"; do
+      for field in $probes; do
+        run "$model/probe_$field/test" speechssl decode --model "$model/probe_$field" \
+          --cuts "$test_cuts" --method greedy --output "$model/probe_$field/test"
+      done
+      run "$model/probe" speechssl probe --cuts "[$test_cuts]" --model "$model" \
+        --output "$model/probe"
+    done
+  }
+  stage 10 "score the probes, seed $seed" && {
+    for model in "${models[@]}"; do
+      for field in $probes; do
+        run "$model/probe_$field/score" speechssl score --decode "$model/probe_$field/test"
+      done
+    done
+  }
+done
+
+stage 10 "report and table" && {
+  folders=()
+  for folder in "$exp"/topics*/ "$exp"/seed*/hubert*_it*/; do
+    [[ ! -d $folder ]] || folders+=("${folder%/}")
+  done
+  run "$exp/report" speechssl report "${folders[@]}" --output "$exp/report.html"
+  python local/table.py --exp "$exp"
+}
+exit 0
