@@ -226,3 +226,27 @@ def test_wrong_files_are_named(corpus: Path, tmp_path: Path, capsys) -> None:
     ):
         assert probe.main([str(w) for w in (*words, "--output", tmp_path / "o")]) == 1
         assert message in capsys.readouterr().err
+
+
+CONF = Path(__file__).parents[2] / "egs/mini/objectives/conf"
+
+
+@pytest.mark.parametrize(
+    "name", ["data2vec2", "mr_hubert", "vq_wav2vec", "discrete_bert", "bestrq_conformer"]
+)
+def test_every_kind_of_encoder_has_layers_in_step(name: str) -> None:
+    """Also one of several rates, and one without a Transformer."""
+    from speechssl.contract import Batch
+
+    config = probe.ProbeConfig(cuts=["x"], output="o", random=str(CONF / f"{name}.yaml"))
+    upstream = probe.open_upstream(config, torch.device("cpu"))
+    wave = 0.1 * torch.randn(2, 16000)
+    wave[1, 9000:] = 0
+    batch = Batch(wave, torch.tensor([16000, 9000]), {}, {}, torch.zeros(2), ("a", "b"))
+    found = upstream.layers(batch)
+    assert len(found) == len(upstream.numbers) == upstream.numbers[-1] + 1 > 3
+    for row, samples in enumerate((16000, 9000)):
+        shapes = {layer[row].shape for layer in found}
+        ((frames, width),) = shapes
+        expected = (samples / 16000 - upstream.window_seconds) * upstream.frame_rate_hz + 1
+        assert width == upstream.dim and abs(frames - expected) < 1

@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# Every objective with the same encoder, budget of audio and corpus: what each of them learns.
+#
+# Pretrains the objectives of conf/ for a fixed number of updates of 24 seconds on the synthetic
+# corpus of egs/mini/ssl; fine-tunes each for ASR on a quarter of the English transcripts, beside
+# the same encoder with random weights and one on log-mel frames; probes every layer on speakers
+# that training has not heard; and writes one table, mean and deviation over seeds.
+#
+#   ./run.sh --seeds "1 2 3"                              # all: by estimate 15 hours on two cores
+#   ./run.sh --objectives "hubert data2vec" --steps 300   # some, for less
+#
+# discrete_bert and continuous_bert read the units of vq_wav2vec of the same seed, which is then
+# pretrained first; unispeech reads the transcripts that fine-tuning reads; what the table says of
+# their hours includes what they stand on. Hardware: two CPU cores, 4 GB of memory.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+stage=1         # first stage
+stop_stage=10   # last stage
+objectives="hubert wavlm ils mr_hubert unispeech_sat unispeech wav2vec2 wav2vec_aug w2v_bert w2v_bert_conformer bestrq bestrq_conformer data2vec data2vec2 data2vec_aqc dinosr tera vq_wav2vec discrete_bert continuous_bert"  # objectives: names of conf/NAME.yaml
+baselines="random logmel"  # rows beside them: random weights; log-mel frames
+seeds=1         # seeds of pretraining and fine-tuning, separated by blanks
+steps=1000      # updates of pretraining, for each objective
+finetune_steps=600  # updates of fine-tuning
+hours=1.5       # hours of synthetic speech, all splits together
+languages=en-us,es  # languages of the corpus
+speakers=240    # synthetic speakers, all splits together
+asr_language=en-us  # language of the recogniser
+labelled=0.25   # share of that language's training speech that is transcribed
+probe_hours=0.5    # hours of further speech for the probes
+probe_speakers=60  # its speakers, all of them others
+exp=exp         # where results go
+data=../ssl/data   # where the corpus goes, or lies already
+nproc=1         # ranks for training (torchrun); 1 uses all cores by threads
+overrides=      # further options of each training, such as "--data.num_workers 0"
+source ../../../tools/shell/parse_options.sh
+source path.sh
+train() { "$root/tools/shell/launch.sh" --nproc "$nproc" -- "$@"; }
+read -ra overridden <<<"$overrides"
+
+# Those that stand on another's outputs come second.
+first=() second=()
+for name in $objectives; do
+  grep -qs '^objective:' "conf/$name.yaml" || {
+    log "--objectives: found $name, want names of conf/NAME.yaml that have an objective"; exit 2
+  }
+  case $name in
+    discrete_bert | continuous_bert) second+=("$name") ;;
+    *) first+=("$name") ;;
+  esac
+done
+if ((${#second[@]})) && [[ " ${first[*]-} " != *" vq_wav2vec "* ]]; then first+=(vq_wav2vec); fi
+for name in $baselines; do
+  [[ $name == random || $name == logmel ]] || {
+    log "--baselines: found $name, want random or logmel"; exit 2
+  }
+done
+
+stage 1 "corpus and manifests: those of egs/mini/ssl, and speech for the probes" && {
+  there=$(python -c 'import os, sys; print(os.path.relpath(sys.argv[1], sys.argv[2]))' "$data" ../ssl)
+  "$root/egs/mini/ssl/run.sh" --stage 1 --stop-stage 1 --data "$there" --hours "$hours" --languages "$languages" \
+    --speakers "$speakers" --asr-language "$asr_language" --labelled "$labelled"
+  run "$data/probe" speechssl synth --output "$data/probe" --hours "$probe_hours" \
+    --languages "$languages" --speakers "$probe_speakers" --snr_db 20,40 --reverb false --seed 2
+}
+
+stage 2 "shards: not needed for a corpus that fits in the page cache" || true
+stage 3 "features: MFCC and hidden states are computed as they are needed, never stored" || true
+
+stage 4 "k-means on MFCC" && {
+  run "$exp/km_mfcc" speechssl cluster fit --cuts "[$data/cuts_train.jsonl.gz]" \
+    --features mfcc --cmvn true --classes 100 --output "$exp/km_mfcc"
+}
+
+stage 5 "labels, and transcripts for UniSpeech" && {
+  run "$exp/km_mfcc/apply" speechssl cluster apply --clusters "$exp/km_mfcc" \
+    --cuts "[$data/cuts_train.jsonl.gz,$data/cuts_valid.jsonl.gz]" --output "$exp/km_mfcc/labels"
+  run "$exp/partly/train" python local/hide_transcripts.py --cuts "$data/cuts_train.jsonl.gz" \
+    --keep "$data/cuts_asr_labelled.jsonl.gz" --output "$exp/partly/cuts_train.jsonl.gz" \
+    --tokenizer "$exp/partly/letters.json"
+  run "$exp/partly/valid" python local/hide_transcripts.py --cuts "$data/cuts_valid.jsonl.gz" \
+    --keep "$data/cuts_asr_valid.jsonl.gz" --output "$exp/partly/cuts_valid.jsonl.gz"
+}
+
+pretrain() { # objective, seed
+  local cuts=$data more=()
+  grep -q 'kmeans:' "conf/$1.yaml" && more+=(--data.labels.kmeans "$exp/km_mfcc/labels")
+  case $1 in
+    unispeech) cuts=$exp/partly; more+=(--data.tokenizer "$exp/partly/letters.json") ;;
+    discrete_bert | continuous_bert) more+=(--objective.units "$exp/seed$2/vq_wav2vec") ;;
+  esac
+  run "$exp/seed$2/$1/train" train speechssl.bin.pretrain --config "conf/$1.yaml" \
+    --data.train "[$cuts/cuts_train.jsonl.gz]" --data.valid "[$cuts/cuts_valid.jsonl.gz]" \
+    --data.seed "$2" --train.seed "$2" --train.steps "$steps" --output "$exp/seed$2/$1" \
+    ${more[@]+"${more[@]}"} ${overridden[@]+"${overridden[@]}"}
+}
+
+for seed in $seeds; do
+  dir=$exp/seed$seed
+  stage 6 "pretrain, seed $seed" && {
+    for name in ${first[@]+"${first[@]}"}; do pretrain "$name" "$seed"; done
+  }
+  stage 7 "pretrain on the units of vq-wav2vec, seed $seed" && {
+    for name in ${second[@]+"${second[@]}"}; do pretrain "$name" "$seed"; done
+  }
+  for name in $objectives $baselines; do
+    asr=$dir/asr_$name
+    stage 8 "fine-tune for ASR: $name, seed $seed" && {
+      case $name in
+        random) start=(--config ../ssl/conf/finetune.yaml --config ../ssl/conf/scratch.yaml) ;;
+        logmel) start=(--config conf/finetune_logmel.yaml) ;;
+        # Its frames are at 50 per second already.
+        mr_hubert) start=(--config ../ssl/conf/finetune.yaml --head.upsample 1 --init "$dir/$name") ;;
+        *) start=(--config ../ssl/conf/finetune.yaml --init "$dir/$name") ;;
+      esac
+      run "$asr/train" train speechssl.bin.finetune "${start[@]}" \
+        --data.train "[$data/cuts_asr_labelled.jsonl.gz]" \
+        --data.valid "[$data/cuts_asr_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
+        --train.steps "$finetune_steps" --output "$asr" ${overridden[@]+"${overridden[@]}"}
+    }
+    stage 9 "decode: $name, seed $seed" && {
+      run "$exp/lm" speechssl lm --cuts "[$data/cuts_asr_train.jsonl.gz]" --order 3 \
+        --output "$exp/lm.arpa" --lexicon "$exp/lexicon.txt"
+      beam=(--method beam --lm "$exp/lm.arpa" --lexicon "$exp/lexicon.txt")
+      run "$asr/greedy" speechssl decode --model "$asr" --cuts "$data/cuts_asr_test.jsonl.gz" \
+        --method greedy --output "$asr/greedy"
+      # The weights of the language model are chosen on the validation speakers.
+      run "$asr/sweep" speechssl decode --model "$asr" --cuts "$data/cuts_asr_valid.jsonl.gz" \
+        "${beam[@]}" --sweep true --output "$asr/sweep"
+      run "$asr/beam" speechssl decode --model "$asr" --cuts "$data/cuts_asr_test.jsonl.gz" \
+        "${beam[@]}" --tuned "$asr/sweep/best.json" --output "$asr/beam"
+    }
+    stage 10 "score and probe: $name, seed $seed" && {
+      run "$asr/score_greedy" speechssl score --decode "$asr/greedy"
+      run "$asr/score_beam" speechssl score --decode "$asr/beam"
+      case $name in
+        random) upstream=(--random conf/hubert.yaml) ;;
+        logmel) upstream=(--features logmel) ;;
+        *) upstream=(--model "$dir/$name") ;;
+      esac
+      # The same frames and parts for all seeds but that of the random weights.
+      [[ $name == random ]] && upstream+=(--random_seed "$seed")
+      run "$dir/probe_$name" speechssl probe "${upstream[@]}" --output "$dir/probe_$name" \
+        --cuts "[$data/probe/cuts_train.jsonl.gz,$data/probe/cuts_valid.jsonl.gz,$data/probe/cuts_test.jsonl.gz]"
+    }
+  done
+done
+
+stage 10 "table and report" && {
+  python local/table.py --exp "$exp" --objectives "$objectives $baselines"
+  for seed in $seeds; do
+    speechssl report "$exp/seed$seed" --output "$exp/seed$seed/report.html"
+  done
+}
+exit 0

@@ -1,0 +1,230 @@
+"""The recipe over all objectives: what its stages start, with programs that only take notes, and
+once in earnest on a miniature corpus."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "egs/mini/objectives"
+NOTE = """#!/usr/bin/env bash
+[[ $1 == -c ]] && exec {python} "$@"
+echo "$(basename "$0") $*" >>{log}
+"""
+
+
+def copied(folder: Path) -> Path:
+    """The recipes in another place, whose environment is at hand already."""
+    for name in ("egs/mini", "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("data", "exp"))
+    (folder / "tools/setup.sh").write_text("#!/usr/bin/env bash\n")
+    return folder / "egs/mini/objectives"
+
+
+def recipe(folder: Path, venv: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"SPEECHSSL_VENV": str(venv), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        ["bash", str(folder / "run.sh"), *words], capture_output=True, text=True, check=False,
+        env=environment,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A recipe whose programs write down how they were called."""
+    folder = copied(tmp_path)
+    programs = tmp_path / "venv/bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "speechssl"):
+        text = NOTE.format(python=sys.executable, log=tmp_path / "calls")
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    return folder
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder.parents[2] / "calls").read_text().splitlines()
+
+
+def noted(folder: Path, *words: str) -> list[str]:
+    """The calls that a run of the recipe makes."""
+    (folder.parents[2] / "calls").write_text("")
+    done = recipe(folder, folder.parents[2] / "venv", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return calls(folder)
+
+
+def default(name: str) -> list[str]:
+    found = re.search(rf'^{name}="([^"]*)"', (RECIPE / "run.sh").read_text(), re.MULTILINE)
+    assert found
+    return found.group(1).split()
+
+
+def test_the_recipe_pretrains_every_configuration() -> None:
+    """A new objective's YAML belongs into the list, and every name of the list has one."""
+    there = [p.stem for p in RECIPE.glob("conf/*.yaml") if "\nobjective:" in p.read_text()]
+    listed = default("objectives")
+    assert sorted(listed) == sorted(there)
+
+
+def test_every_objective_has_the_same_budget_of_audio() -> None:
+    """The recipe sets the number of updates; their size is the configurations' own."""
+    import yaml
+
+    seconds = {
+        name: yaml.safe_load((RECIPE / f"conf/{name}.yaml").read_text())["data"]["batch_seconds"]
+        for name in default("objectives")
+    }
+    assert set(seconds.values()) == {24}, seconds
+
+
+def test_each_objective_gets_what_it_stands_on(notes: Path) -> None:
+    found = noted(
+        notes, "--objectives", "discrete_bert hubert data2vec unispeech", "--seeds", "3",
+        "--steps", "7", "--stage", "4",
+    )  # fmt: skip
+    training = [c for c in found if "bin.pretrain" in c]
+    order = [c.split("--output exp/")[1].split()[0] for c in training]
+    # The units come before what reads them, though they were not asked for.
+    wanted = ["hubert", "data2vec", "unispeech", "vq_wav2vec", "discrete_bert"]
+    assert order == [f"seed3/{name}" for name in wanted]
+    by_name = dict(zip(order, training))
+    for name, call in by_name.items():
+        assert "--data.seed 3 --train.seed 3 --train.steps 7" in call
+        kmeans = "--data.labels.kmeans exp/km_mfcc/labels" in call
+        assert kmeans == name.endswith("/hubert")
+        assert ("--data.tokenizer exp/partly/letters.json" in call) == name.endswith("unispeech")
+        assert ("[exp/partly/cuts_train.jsonl.gz]" in call) == name.endswith("unispeech")
+        units = "--objective.units exp/seed3/vq_wav2vec" in call
+        assert units == name.endswith("discrete_bert")
+    # vq_wav2vec is no row of the table, so nothing else is done with it.
+    tuned = [c.split("--output ")[1].split()[0] for c in found if "bin.finetune" in c]
+    rows = ["discrete_bert", "hubert", "data2vec", "unispeech", "random", "logmel"]
+    assert tuned == [f"exp/seed3/asr_{name}" for name in rows]
+    probed = [c for c in found if c.startswith("speechssl probe")]
+    assert len(probed) == 6
+    assert sum("--random conf/hubert.yaml --random_seed 3" in c for c in probed) == 1
+    assert sum("--features logmel" in c for c in probed) == 1
+    assert found[-2].startswith("python local/table.py") and "speechssl report" in found[-1]
+
+
+def test_the_corpus_is_that_of_the_other_recipe(notes: Path) -> None:
+    found = noted(notes, "--stop-stage", "1")
+    assert "speechssl synth --output data/synth" in found[0]
+    assert "speechssl synth --output ../ssl/data/probe" in found[-1] and "--seed 2" in found[-1]
+    # Those that the other recipe has made are taken as they are.
+    other = recipe(notes.parent / "ssl", notes.parents[2] / "venv", "--stop-stage", "1")
+    assert other.returncode == 0 and calls(notes) == found
+    elsewhere = noted(notes, "--stop-stage", "1", "--data", str(notes.parents[2] / "d"))
+    assert any("d/synth" in call for call in elsewhere)
+
+
+def test_a_second_run_does_nothing_but_the_table(notes: Path) -> None:
+    words = ("--objectives", "tera", "--baselines", "random")
+    first = noted(notes, *words)
+    assert len(first) > 15
+    second = noted(notes, *words)
+    ends = [c.split()[:2] for c in second]
+    assert ends == [["python", "local/table.py"], ["speechssl", "report"]]
+    more = noted(notes, "--objectives", "tera bestrq", "--baselines", "random")
+    assert all("bestrq" in c or "local/table.py" in c or " report " in c for c in more)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--objectives", "hubert nothing"), "found nothing, want names of conf/NAME.yaml"),
+        (("--objectives", "finetune_logmel"), "found finetune_logmel"),
+        (("--baselines", "mfcc"), "found mfcc, want random or logmel"),
+    ],
+)
+def test_unknown_names_stop_the_recipe_at_once(
+    notes: Path, words: tuple[str, ...], message: str
+) -> None:
+    done = recipe(notes, notes.parents[2] / "venv", *words)
+    assert done.returncode == 2 and message in done.stderr
+    assert not (notes.parents[2] / "calls").exists()
+
+
+def write_json(path: Path, values: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+def test_the_table_says_mean_deviation_and_who_fails(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        for name, phones, wer in (("hubert", 0.6, 0.2), ("tera", 0.3 + 0.1 * seed, 0.3),
+                                  ("random", 0.45, 0.4)):  # fmt: skip
+            there = tmp_path / f"seed{seed}"
+            layers = [
+                {"layer": 0, "rankme": 10.0, "pnmi": 0.3, "phone_accuracy": 0.9,
+                 "speaker_accuracy": 0.8},
+                {"layer": 1, "rankme": 20.0, "pnmi": 0.2, "phone_accuracy": phones,
+                 "speaker_accuracy": 0.1},
+            ]  # fmt: skip
+            # Chosen on dev: the best on the test part is not looked at.
+            best = {"phone_dev_accuracy": 1, "speaker_dev_accuracy": 0, "pnmi": 0}
+            write_json(there / f"probe_{name}/probe.json", {"layers": layers, "best": best})
+            write_json(there / f"asr_{name}/beam/results.json", {"wer": wer})
+            if name == "random":
+                continue
+            step = 0.5 if name == "hubert" else 0.5 + 0.1 * seed
+            lines = [
+                {"step": 50, "split": "train", "update_seconds": 9.0},
+                {"step": 100, "split": "train", "update_seconds": step},
+                {"step": 100, "split": "valid", "loss": float(seed), "code_perplexity": 7.0},
+            ]
+            (there / name).mkdir()
+            (there / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = subprocess.run(
+        [sys.executable, RECIPE / "local/table.py", "--exp", tmp_path, "--objectives",
+         "hubert tera random"], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    head, _, hubert, tera, random, *rest = (tmp_path / "table.md").read_text().splitlines()
+    names = [x.strip() for x in head.strip("|").split("|")]
+    rows = [dict(zip(names, (c.strip() for c in r.strip("|").split("|")))) for r in
+            (hubert, tera, random)]  # fmt: skip
+    assert done.stdout.startswith(head)
+    assert rows[0]["native loss"] == "1.500 ± 0.707" and rows[0]["code perplexity"] == "7.0 ± 0.0"
+    assert rows[1]["phones %"] == "45.0 ± 7.1" and rows[1]["speakers %"] == "80.0 ± 0.0"
+    assert rows[1]["RankMe"] == "20.0 ± 0.0" and rows[1]["PNMI"] == "0.300 ± 0.000"
+    assert rows[1]["step / HuBERT"] == "1.30 ± 0.14" and rows[0]["step / HuBERT"] == "1.00 ± 0.00"
+    assert rows[0]["hours"] == f"{50 * 9.5 / 3600:.2f} ± 0.00" and rows[2]["step s"] == "-"
+    assert rows[0]["WER greedy %"] == "-" and rows[2]["WER beam %"] == "40.0 ± 0.0"
+    text = "\n".join(rest)
+    assert "seed, phones %: tera." in text and "seed, WER beam %: none." in text
+    assert "seed, WER greedy %: hubert, tera." in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_every_stage_runs_on_a_miniature_corpus(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader")
+    pytest.importorskip("flashlight.lib.text")
+    folder = copied(tmp_path)
+    done = recipe(
+        folder, Path(sys.prefix), "--objectives", "hubert unispeech discrete_bert", "--steps", "2",
+        "--finetune-steps", "2", "--hours", "0.05", "--speakers", "14", "--probe-hours", "0.03",
+        "--probe-speakers", "12", "--overrides", "--data.num_workers 0 --data.batch_seconds 12",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = json.loads((folder / "exp/table.json").read_text())
+    assert list(rows) == ["hubert", "unispeech", "discrete_bert", "random", "logmel"]
+    for name, (row,) in rows.items():
+        wanted = ["RankMe", "PNMI", "phones %", "speakers %", "WER greedy %", "WER beam %"]
+        if name not in ("random", "logmel"):
+            wanted += ["native loss", "step s", "step / HuBERT", "hours"]
+        assert all(row[column] is not None for column in wanted), (name, row)
+    assert rows["unispeech"][0]["code perplexity"] and rows["discrete_bert"][0]["code perplexity"]
+    cuts = (folder / "exp/partly/train.log").read_text()
+    kept, total = map(int, re.findall(r"\d+", cuts)[:2])
+    assert 0 < kept < total
+    assert "Phones against speakers" in (folder / "exp/seed1/report.html").read_text()
