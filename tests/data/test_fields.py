@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_corpus import Corpus
 
 from speechssl.corpora import jsonl
+from speechssl.data.config import DataConfig
 from speechssl.data.fields import cut_rows, field_of, field_values, write_class_labels
 from speechssl.data.label_store import LabelStore
+from speechssl.data.loader import open_source
 
 
 def write(path: Path, *cuts: dict[str, Any]) -> str:
@@ -80,3 +83,23 @@ def test_what_prepare_jsonl_keeps_of_a_real_row_is_found(tmp_path: Path) -> None
     wanted = {"speaker": "ravdess-actor01", "emotion": "angry", "statement": "1", "gender": "male",
               "corpus": "ravdess"}  # fmt: skip
     assert {k: field_of(found, k) for k in wanted} == wanted
+
+
+def test_a_store_of_utterance_labels_becomes_the_target_classes_at_any_speed(
+    corpus: Corpus,
+) -> None:
+    config = DataConfig(
+        train=[corpus.path], classes=corpus.labels["speaker"], speeds=[0.9, 1.1],
+        batch_seconds=6, max_batch_seconds=6, max_seconds=3, num_workers=0,
+    )  # fmt: skip
+    updates = open_source(config, hop_samples=320, split="train").updates()
+    for batch in next(iter(updates)).batches:
+        assert batch.targets["classes"].tolist() == [int(i[3:]) % 7 for i in batch.ids]
+
+
+def test_labels_per_frame_are_no_classes(corpus: Corpus) -> None:
+    config = DataConfig(train=[corpus.path], classes=corpus.labels["km"])
+    with pytest.raises(ValueError, match="labels per frame"):
+        open_source(config, hop_samples=320, split="train")
+    with pytest.raises(ValueError, match="one of them"):
+        DataConfig(labels={"classes": "a"}, classes="b")
