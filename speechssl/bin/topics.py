@@ -267,7 +267,7 @@ def show(config: ShowConfig) -> None:
 
     from speechssl.data.label_store import LabelStore
     from speechssl.labels.sample_file import write_json
-    from speechssl.labels.topic_measure import association, listing, shuffles, table
+    from speechssl.labels.topic_measure import association, listing, table
     from speechssl.report.topics import association_svg
 
     store = LabelStore.open(config.topics)
@@ -275,8 +275,14 @@ def show(config: ShowConfig) -> None:
     counts = np.bincount(topic_of, minlength=store.classes)
     rows, topics = {}, [{"documents": int(n), "fields": {}} for n in counts]
     for name, field in fields.items():
-        orders = shuffles(strata, config.permutations, config.seed)
-        rows[name] = association(field, topic_of, store.classes, orders)
+        rows[name] = association(
+            field,
+            topic_of,
+            store.classes,
+            strata=strata,
+            permutations=config.permutations,
+            seed=config.seed,
+        )
         values = sorted(field.names, key=lambda v, names=field.names: names[v])
         found = listing(field.joint(topic_of, store.classes), values, config.listed)
         for topic, values_of in zip(topics, found):

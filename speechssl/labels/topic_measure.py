@@ -148,18 +148,30 @@ def shuffles(strata: np.ndarray, number: int, seed: int) -> Iterable[np.ndarray]
 
 
 def association(
-    field: Field, topic_of: np.ndarray, topics: int, orders: Iterable[np.ndarray]
+    field: Field,
+    topic_of: np.ndarray,
+    topics: int,
+    *,
+    strata: np.ndarray,
+    permutations: int,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """NMI of topics and a field, its permutation baseline, and how far it lies above that.
 
     topic_of: (D,) topic of each document: what is shuffled, since the utterances of one document
-    have one topic. explained: I / H(value), the share of the field that the topic tells.
+    have one topic. strata: (D,) documents are only exchanged with others of equal number.
+    explained: I / H(value), the share of the field that the topic tells.
     z: distance to the baseline's mean in its deviations, None if chance never varies.
     p: share of assignments, the real one included, that reach the NMI.
     """
-    joint = field.joint(topic_of, topics)
+    # Only among documents that have the field: those without may have quite other topics.
+    present, place = np.unique(np.asarray(field.documents), return_inverse=True)
+    own = dataclasses.replace(field, documents=array("q", place.astype(np.int64).tobytes()))
+    topic_of = topic_of[present]
+    joint = own.joint(topic_of, topics)
     found = nmi(joint)
-    chance = np.array([nmi(field.joint(topic_of[order], topics)) for order in orders])
+    orders = shuffles(strata[present], permutations, seed)
+    chance = np.array([nmi(own.joint(topic_of[order], topics)) for order in orders])
     mean, deviation = float(chance.mean()), float(chance.std(ddof=1))
     varied = entropy(joint.sum(0))
     return {

@@ -25,9 +25,14 @@ def field_of(values: np.ndarray, documents: np.ndarray | None = None) -> m.Field
 
 def associate(values: np.ndarray, topics: np.ndarray, **more: Any) -> dict[str, Any]:
     strata = more.pop("strata", np.zeros(len(topics), np.int64))
-    orders = m.shuffles(strata, more.pop("permutations", 200), 0)
     field = field_of(values, more.pop("documents", None))
-    return m.association(field, topics, int(topics.max()) + 1, orders)
+    return m.association(
+        field,
+        topics,
+        int(topics.max()) + 1,
+        strata=strata,
+        permutations=more.pop("permutations", 200),
+    )
 
 
 def test_npmi_is_one_together_minus_one_apart_and_zero_by_chance() -> None:
@@ -121,6 +126,17 @@ def test_shuffling_within_a_field_leaves_what_that_field_explains() -> None:
     for order in m.shuffles(corpus, 3, 0):
         assert np.array_equal(corpus[order], corpus)
         assert np.array_equal(np.sort(order), np.arange(500))
+
+
+def test_documents_without_the_field_are_no_part_of_the_baseline() -> None:
+    """Else a field of one corpus, whose topics are few, would lie below chance."""
+    draw = np.random.default_rng(0)
+    topics = np.concatenate([draw.integers(0, 2, 100), draw.integers(2, 40, 900)])
+    values = draw.integers(0, 3, 100)
+    some = associate(values, topics, documents=np.arange(100))
+    alone = associate(values, topics[:100])
+    assert some["baseline"] == alone["baseline"] and some["z"] == alone["z"]
+    assert abs(some["z"]) < 4
 
 
 def test_topics_that_are_all_alike_have_no_z() -> None:

@@ -181,7 +181,7 @@ def test_the_table_holds_fields_and_models(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_stage_runs_on_a_miniature_corpus(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader")
     pytest.importorskip("sklearn")
