@@ -26,6 +26,7 @@ iterations=1        # 2: also topics and pretraining on clusters of the first Hu
 ngrams=1            # lengths of the unit sequences that are words, such as 1,2
 group=utterance     # what is one document: utterance, recording or speaker
 weighting=counts    # counts or tfidf
+max_document_share=1.0  # leave out words of a larger share of the documents
 passes=10           # passes over the documents
 steps=              # override the number of updates of pretraining
 data=../ssl/data    # where the manifests are
@@ -63,7 +64,8 @@ stage 4 "k-means and labels of iteration 1" && {
 
 learn_topics() { # labels, number of topics, folder
   run "$3" speechssl topics fit --labels "$1" --cuts "[$train_cuts]" --topics "$2" \
-    --ngrams "[$ngrams]" --group "$group" --weighting "$weighting" --passes "$passes" --output "$3"
+    --ngrams "[$ngrams]" --group "$group" --weighting "$weighting" --passes "$passes" \
+    --max_document_share "$max_document_share" --output "$3"
   run "$3/apply" speechssl topics apply --topics "$3" --labels "$1" --cuts "$both" \
     --output "$3/labels" --posteriors "$3/posteriors"
   for split in train valid; do
