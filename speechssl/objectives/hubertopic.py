@@ -9,7 +9,8 @@ There is no public code. Ours by choice, since they are not published or we do n
 - The classifier reads the mean over an utterance's frames, or what a class token gathers. That
   token attends to the frames of its layer and they do not attend to it (class attention, Touvron et
   al. 2021), so that the encoder remains HuBERT's, with or without it.
-- An utterance weighs as much as its masked frames (one count per loss, see speechssl/README.md).
+- An utterance weighs as much as its frames in the loss (one count per loss, see
+  speechssl/README.md).
 
 Shape legend: B utterances, T frames, D encoder width, N topics.
 """
@@ -122,7 +123,17 @@ class Hubertopic(WavLM):
         hits = known & (logits_BN.detach().argmax(-1) == shares_BN.argmax(-1))
         logs["topic_nats"] = (loss_B.detach().sum(), known.sum())
         logs["topic_accuracy"] = (hits.sum(), known.sum())
-        return total + self.config.topic_weight * (scored.sum(1) * loss_B).sum()
+        share_B = self._share(out, labels, scored)
+        return total + self.config.topic_weight * (share_B * loss_B).sum()
+
+    def _share(self, out: EncoderOutput, labels: Labels, scored: Tensor) -> Tensor:
+        """(B,) each utterance's part of the count: masked frames, and unmasked ones by weight."""
+        share, weight = scored.sum(1), self.config.unmasked_weight
+        if weight == 0:
+            return share
+        labelled = torch.stack([target != IGNORE for target in labels.values()]).any(0)
+        valid = ~padding_mask(out.lengths, scored.shape[1])
+        return share + weight * (labelled & valid & ~scored).sum(1)
 
     def _topics(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, N) shares of the topics, all 0 where none is known; and (B,) where one is."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import TOPICS
+from fakes import TOPICS, one
 from kinds import ENCODER, MULTIRES, SMALL, batch_for, build
 
 from speechssl.contract import Batch
@@ -99,6 +99,22 @@ def test_the_total_is_huberts_plus_each_utterances_share_of_its_topics_cross_ent
     assert int(ours.count) == int(theirs.count) == int(mask.sum())
     assert ours.logs["topic_nats"][0].item() == pytest.approx(nats, rel=1e-5)
     assert int(ours.logs["topic_nats"][1]) == 3
+
+
+def test_an_utterance_weighs_as_much_as_its_frames_count() -> None:
+    """Unmasked frames too, where they are part of the loss; labels may be missing."""
+    model = objective(topic_weight=0.3, unmasked_weight=0.5).eval()
+    hubert = build(HubertConfig, unmasked_weight=0.5).eval()
+    hubert.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if not k.startswith("topic_head")}
+    )
+    batch = batch_for(model)
+    batch.targets["km"][0, 20:] = -100
+    ours, theirs = model(batch), hubert(batch)
+    alone = [model(one(batch, i)) for i in range(3)]
+    expected = sum(float(x.count) * x.logs["topic_nats"][0].item() for x in alone)
+    assert ours.count == theirs.count
+    assert ours.total.item() == pytest.approx(theirs.total.item() + 0.3 * expected, rel=1e-5)
 
 
 def with_topics(batch: Batch, target: torch.Tensor) -> Batch:
