@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from speechssl.labels.topic_documents import (
     Documents,
     Vocabulary,
     build_vocabulary,
+    group_name,
     unit_sequence,
     words_of,
 )
@@ -98,6 +100,17 @@ def test_cuts_of_a_labelled_recording_take_their_part_of_it(tmp_path: Path) -> N
     assert len(joined) == 2 and sorted(np.diff(joined.bounds)) == [1, 3]
     with pytest.raises(ValueError, match="no cut with labels"):
         DocumentIndex.build(store, [write_cuts(tmp_path / "n.jsonl.gz", [unknown])], "utterance")
+
+
+def test_a_cut_without_one_speaker_is_a_document_of_its_own() -> None:
+    def cut(*speakers: str | None) -> SimpleNamespace:
+        supervisions = [SimpleNamespace(speaker=s) for s in speakers]
+        return SimpleNamespace(id="c", recording_id="r", supervisions=supervisions)
+
+    own = {group_name(cut(*s), "speaker") for s in ((), (None,), ("a", "b"))}
+    assert own == {group_name(cut(), "utterance")}
+    assert group_name(cut("a", None), "speaker") == group_name(cut("a"), "speaker") not in own
+    assert group_name(cut("a"), "recording") == "r"
 
 
 def build(folder: Path, ngrams: list[int], group: str = "utterance") -> tuple[Documents, list]:
