@@ -62,7 +62,8 @@ def row(name: str, seeds: list[dict[str, float]], parts: list[dict[str, Any]]) -
     for key in seeds[0]:
         values = [s[key] for s in seeds]
         spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        cells[key] = f"{statistics.mean(values):.2f}{spread}"
+        digits = 3 if key.startswith("minDCF") else 2
+        cells[key] = f"{statistics.mean(values):.{digits}f}{spread}"
     scored = [p.get("utterances") or p["targets"] + p["nontargets"] for p in parts]
     cells |= {"trained parameters": str(how["trainable_parameters"]), "folds": str(len(parts))}
     return cells | {"scored": str(sum(scored)), "seeds": str(len(seeds))}

@@ -10,7 +10,8 @@
 #   ./run.sh --corpus-dir /path/to/corpora --upstream ../../an4/asr/exp/hubert/seed1/it2
 #
 # --corpus-dir holds one folder per corpus, each with manifest.jsonl and audio/ (see
-# speechssl/corpora/jsonl.py). Hardware: one CPU core, minutes. Scores: ../RESULTS.md.
+# speechssl/corpora/jsonl.py). Hardware: CPU cores; with log-mel frames, a hundred per
+# second, the network itself costs more than the encoders here. Scores: ../RESULTS.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
