@@ -48,6 +48,7 @@ class ClassifyHead(UtteranceHead):
     """Class probabilities of whole utterances."""
 
     config: ClassifyConfig
+    rarity: Tensor
 
     def __init__(self, config: ClassifyConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
