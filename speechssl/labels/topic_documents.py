@@ -216,7 +216,7 @@ class Documents:
     def words(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(W,) words of the documents `numbers`, and for each (W,) its place in `numbers`."""
         index, flat = self.index, self.store.flat
-        utterances = [np.arange(index.bounds[d], index.bounds[d + 1]) for d in numbers]
+        utterances = [np.arange(int(index.bounds[d]), int(index.bounds[d + 1])) for d in numbers]
         rows = np.concatenate(utterances)
         lengths = index.lengths[rows]
         units = [flat[s : s + n] for s, n in zip(index.starts[rows], lengths, strict=True)]

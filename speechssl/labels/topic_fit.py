@@ -182,11 +182,12 @@ def reseed(
 def smaller_side(counts: csr_matrix, draw: np.random.Generator) -> np.ndarray:
     """Places of the documents on the smaller side of the mean, along the first principal direction
     of their (B, V) word shares; at least one."""
-    from scipy.sparse import diags
+    from scipy.sparse import csr_matrix, diags
 
-    share = (diags(1 / np.maximum(np.asarray(counts.sum(1)).ravel(), 1e-9)) @ counts).tocsr()
+    sums = np.asarray(counts.sum(1)).ravel()
+    share = csr_matrix(diags(1 / np.maximum(sums, 1e-9)) @ counts)
     mean = np.asarray(share.mean(0)).ravel()
-    along = draw.standard_normal(share.shape[0])
+    along = draw.standard_normal(len(sums))
     for _ in range(20):  # power iteration; near the end is good enough to divide by
         direction = share.T @ along - mean * along.sum()
         along = share @ direction - mean @ direction

@@ -93,11 +93,11 @@ def weigh(counts: csr_matrix, vocabulary: Vocabulary, weighting: str) -> csr_mat
     """Counts, or counts times idf, scaled so that each document keeps its number of words."""
     if weighting == "counts":
         return counts
-    from scipy.sparse import diags
+    from scipy.sparse import csr_matrix, diags
 
     weighted = counts @ diags(vocabulary.idf)
     before, after = (np.asarray(x.sum(1)).ravel() for x in (counts, weighted))
-    return (diags(before / np.where(after > 0, after, 1.0)) @ weighted).tocsr()
+    return csr_matrix(diags(before / np.where(after > 0, after, 1.0)) @ weighted)
 
 
 def estimator(
@@ -117,7 +117,7 @@ def estimator(
     from scipy.special import psi
     from sklearn.decomposition import LatentDirichletAllocation
 
-    model = LatentDirichletAllocation(
+    model: Any = LatentDirichletAllocation(
         n_components=len(components),
         doc_topic_prior=info["topic_prior"],
         topic_word_prior=info["word_prior"],

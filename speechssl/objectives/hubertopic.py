@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechssl.contract import IGNORE, Batch, EncoderOutput, padding_mask
+from speechssl.contract import IGNORE, Batch, Encoder, EncoderOutput, padding_mask
 from speechssl.objectives.hubert import Labels, Logs
 from speechssl.objectives.mr_hubert import MrHubert, MrHubertConfig
 from speechssl.objectives.wavlm import WavLM, WavLMConfig
@@ -97,14 +97,15 @@ class Hubertopic(WavLM):
         self.own_layers = self.inner_layers
         if config.topic_weight == 0:
             return
-        last = self.encoder.num_layers
+        encoder = cast(Encoder, self.encoder)
+        last = encoder.num_layers
         if not (config.topic_layer == -1 or 1 <= config.topic_layer <= last):
             raise ValueError(
                 f"topic_layer: found {config.topic_layer}, want 1 to {last}, or -1 for the last"
             )
         self.layer = last if config.topic_layer == -1 else config.topic_layer
         self.inner_layers = (*self.own_layers, self.layer)
-        self.topic_head = TopicHead(self.encoder.dim, config.topics, config.topic_pooling)
+        self.topic_head = TopicHead(encoder.dim, config.topics, config.topic_pooling)
 
     def input_wave(self, batch: Batch) -> Tensor:
         return super().input_wave(batch) if self.config.corrupted else batch.wave
