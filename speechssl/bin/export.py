@@ -116,6 +116,7 @@ def _write_own(model: Any, output: str) -> None:
     from speechssl.hub.export import ctc_tensors
     from speechssl.model_file import save_model
 
+    model.fold_adapters()
     encoder = model.encoder
     ctc = ctc_tensors(model)
     head: dict[str, Any] = {}

@@ -132,7 +132,10 @@ def build_encoder(config: FinetuneConfig) -> Any:
 
     folder = str(config.init)
     if (Path(folder) / "model.json").is_file() or not (Path(folder) / "config.json").is_file():
-        encoder: Any = open_model(folder).encoder
+        opened = open_model(folder)
+        if hasattr(opened.head, "adapters"):
+            opened.head.adapters.fold()
+        encoder: Any = opened.encoder
     else:
         encoder = _transformers_encoder(folder)
     if not config.encoder_overrides:

@@ -182,9 +182,17 @@ def encoder_of(source: str) -> tuple[EncoderConfig, dict[str, Any]]:
         prefix = "encoder."
         weights = checkpoint.read_weights(path).items()
         state = {k.removeprefix(prefix): v for k, v in weights if k.startswith(prefix)}
-        return read_architecture(path.parent.parent)[0], state
-    encoder = load(source).encoder
-    return encoder.config, encoder.state_dict()
+        config, head, _ = read_architecture(path.parent.parent)
+        kind = getattr(getattr(head, "adapters", None), "kind", "none")
+        if kind in ("lora", "houlsby"):
+            raise ValueError(
+                f"init_from: found a checkpoint of a head with adapters ({kind}) in {path}, want "
+                "the folder of its exported model, into whose encoder lora is folded"
+            )
+        return config, state
+    model = load(source)
+    model.fold_adapters()
+    return model.encoder.config, model.encoder.state_dict()
 
 
 if __name__ == "__main__":

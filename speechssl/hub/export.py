@@ -68,6 +68,7 @@ def write(
     output: a folder for transformers; a file, or a folder to hold it, for the others.
     layers: hidden states that a graph (onnx, torch) gives; default the last.
     """
+    model.fold_adapters()
     encoder = transformer_encoder(model)
     output = Path(output)
     if form == "transformers":

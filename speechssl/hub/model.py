@@ -95,6 +95,15 @@ class Model:
             self._autocast = None if dtype == torch.float32 else dtype
         return self
 
+    def fold_adapters(self) -> None:
+        """Leave in the encoder's own tensors what a head has tuned inside it, for use without it.
+
+        Raises ValueError for Houlsby adapters, which are no change of any tensor.
+        """
+        adapters: Any = getattr(self.head, "adapters", None)
+        if adapters is not None:
+            adapters.fold()
+
     def describe(self) -> str:
         """What the model is, its layers, and what each number means."""
         parameters = sum(p.numel() for p in self.encoder.parameters())

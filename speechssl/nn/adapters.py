@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from speechssl.nn.transformer_layer import TransformerLayer
 
@@ -109,13 +110,14 @@ class LowRank(nn.Module):
 
 
 class Adapters(nn.Module):
-    """What was attached to each Transformer layer of an encoder; `merge` folds LoRA into it."""
+    """What was attached to each Transformer layer of an encoder."""
 
     def __init__(self, layers: list[TransformerLayer], config: AdapterConfig) -> None:
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(nn.ModuleDict() for _ in layers)
         self._linears: list[tuple[LowRank, nn.Linear]] = []
+        self._handles: list[RemovableHandle] = []
         for own, layer in zip(self.layers, layers, strict=True):
             if config.kind == "houlsby":
                 self._add_bottlenecks(own, layer)
@@ -129,7 +131,7 @@ class Adapters(nn.Module):
         for name, place in places.items():
             added = Bottleneck(layer.fc2.out_features, self.config.dim).to(layer.fc2.weight.device)
             own[name] = added  # pyright: ignore
-            place.register_forward_hook(added.hook)
+            self._handles.append(place.register_forward_hook(added.hook))
 
     def _add_low_rank(self, own: nn.Module, layer: TransformerLayer) -> None:
         dim = layer.fc2.out_features
@@ -143,15 +145,23 @@ class Adapters(nn.Module):
             if slices:
                 added = LowRank(linear, slices, self.config)
                 own[name] = added  # pyright: ignore
-                linear.register_forward_hook(added.hook)
+                self._handles.append(linear.register_forward_hook(added.hook))
                 self._linears.append((added, linear))
 
-    def merge(self) -> None:
-        """Fold LoRA's changes into the encoder's weights, for use without it."""
-        if self.config.kind != "lora":
-            raise ValueError(f"adapters.kind: found {self.config.kind}, want lora: only it merges")
+    def fold(self) -> None:
+        """Leave what was learnt in the encoder's own tensors, for use without this module.
+
+        Raises `ValueError` for houlsby, whose bottlenecks are no change of any tensor.
+        """
+        if self.config.kind == "houlsby":
+            raise ValueError(
+                "adapters.kind: found houlsby, want lora, bitfit, layer_norm or none: the encoder "
+                "alone, for export or as the start of another run, cannot hold bottlenecks"
+            )
         for added, linear in self._linears:
             added.merge_into(linear)
+        for handle in self._handles:
+            handle.remove()
 
 
 def attach(encoder: nn.Module, config: AdapterConfig) -> Adapters:

@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 from utterance_heads import CLASSES, ENCODER, KINDS, batch, build, kind_name, one
 
+from speechssl.bin.finetune import FinetuneConfig, build_encoder
 from speechssl.config import HeadConfig, from_class_path, to_dict
 from speechssl.contract import EncoderOutput
+from speechssl.data.config import DataConfig
 from speechssl.encoders.log_mel import LogMelConfig
 from speechssl.encoders.multires import MultiresConfig
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.heads.classify import ClassifyConfig
 from speechssl.heads.utterance import LayerSum, UtteranceHead
+from speechssl.hub.export import write
 from speechssl.hub.featurizer import Featurizer
+from speechssl.hub.load import load
 from speechssl.model_file import open_model, save_model
 from speechssl.nn.adapters import AdapterConfig
 
@@ -269,3 +273,38 @@ def test_a_weighted_sum_alone_learns_one_number_per_layer() -> None:
         head = config.build(TransformerConfig().build())
     assert sum(p.numel() for p in head.layer_sum.parameters()) == 13
     assert not any(p.requires_grad for p in head.encoder.parameters())
+
+
+@pytest.mark.parametrize("adapters", ADAPTED, ids=lambda a: a.kind)
+def test_a_tuned_encoder_leaves_with_what_was_learnt(
+    adapters: AdapterConfig, tmp_path: Path
+) -> None:
+    """For another library or another run; bottlenecks, which no encoder can hold, are refused."""
+    small = TransformerConfig(
+        layers=2, dim=32, ffn_dim=64, heads=4, front_dim=16, pos_conv_kernel=16, pos_conv_groups=4
+    )
+    head = build(KINDS[0], small.build(), freeze_encoder_steps=-1, adapters=adapters).eval()
+    plain = head.encoder(*(data := (torch.randn(1, 8000), torch.tensor([8000])))).last
+    for p in head.parameters():
+        if p.requires_grad:
+            p.data += 0.1 * torch.randn_like(p)
+    own = {k: v for k, v in head.state_dict().items() if not k.startswith("encoder.")}
+    save_model(
+        tmp_path / "tuned", small, head.encoder.state_dict(),
+        head_config=head.config, head_state=own,
+    )  # fmt: skip
+    config = FinetuneConfig(
+        data=DataConfig(), head=head.config, output="x", init=str(tmp_path / "tuned")
+    )
+    uses = (
+        lambda: build_encoder(config),
+        lambda: load(write(load(tmp_path / "tuned"), tmp_path / "hf", "transformers")).encoder,
+    )
+    for use in uses:
+        if adapters.kind == "houlsby":
+            with pytest.raises(ValueError, match="cannot hold bottlenecks"):
+                use()
+            continue
+        found = use().eval()(*data).last
+        assert (found - head.encoder(*data).last).abs().max() < CLOSE
+        assert (found - plain).abs().max() > 1e-2
