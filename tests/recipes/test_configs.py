@@ -32,15 +32,22 @@ PUBLISHED_ENCODERS = {
     "mr_hubertopic_base": 96_740_224,
 }
 
+# Configurations that lie over others of their folder.
+BENEATH = {
+    "scratch.yaml": ["finetune.yaml"],
+    "pretrained.yaml": ["finetune.yaml"],
+    "few_pretrained.yaml": ["finetune.yaml", "pretrained.yaml"],
+    "few_scratch.yaml": ["finetune.yaml", "scratch.yaml"],
+}
+
 
 def load(path: Path) -> PretrainConfig | FinetuneConfig:
     text = path.read_text()
     if "\nobjective:" in text:
         return parse(PretrainConfig, ["--config", str(path), "--output", "exp/x"])
-    words = ["--config", str(path), "--output", "exp/x"]
-    if path.name == "scratch.yaml":
-        words += ["--config", str(path.with_name("finetune.yaml"))]
-    elif "\nencoder:" not in text:
+    paths = [*(path.with_name(name) for name in BENEATH.get(path.name, [])), path]
+    words = ["--output", "exp/x", *(word for p in paths for word in ("--config", str(p)))]
+    if not any("\nencoder:" in p.read_text() for p in paths):
         words += ["--init", "exp/pretrained"]
     return parse(FinetuneConfig, words)
 

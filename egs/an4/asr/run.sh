@@ -20,11 +20,12 @@ corpus_dir=         # folder of corpora
 objective=hubert    # hubert or wavlm: conf/pretrain_OBJECTIVE_it1.yaml and _it2.yaml
 seeds=1             # seeds, separated by blanks
 steps=3000          # updates of fine-tuning on all labels
-steps_few=500       # updates of fine-tuning on a tenth of them
+steps_few=1000      # updates of fine-tuning on a tenth of them
 systems="pretrained scratch logmel"  # recognisers to train
 exp=exp             # where results go
 data=data           # where manifests go
 nproc=1             # ranks for training (torchrun); 1 uses all cores by threads
+jobs=2              # recognisers to train and decode at a time
 speech=an4,fsdd,speechocean762,ravdess,nemo_polish,speech_commands,coffee_intents,librispeech_sample,ljspeech_sample,vctk_sample,wake_words  # corpora to pretrain on
 source ../../../tools/shell/parse_options.sh
 source path.sh
@@ -55,10 +56,38 @@ stage 5 "labels of iteration 1" && {
     --cuts "[$train_cuts,$valid_cuts]" --output $exp/km_mfcc/labels
 }
 
-pretrain() { # name, config, labels, seed
+pretrain() { # name, config, labels, seed, further options
   run "$1/train" train speechssl.bin.pretrain --config "$2" --data.train "[$train_cuts]" \
     --data.valid "[$valid_cuts]" --data.labels.kmeans "$3" --data.seed "$4" --train.seed "$4" \
-    --output "$1"
+    --output "$1" "${@:5}"
+}
+
+finetune() { # pretrained, scratch or logmel; _10 behind it: on a tenth of the labels
+  local start labelled="" updates=$steps
+  case ${1%_10} in
+    pretrained) start=(--config conf/finetune.yaml --config conf/pretrained.yaml --init "$dir/it2") ;;
+    scratch) start=(--config conf/finetune.yaml --config conf/scratch.yaml) ;;
+    logmel) start=(--config conf/finetune_logmel.yaml) ;;
+    *) log "--systems: found $1, want pretrained, scratch or logmel"; return 2 ;;
+  esac
+  if [[ $1 == *_10 ]]; then
+    labelled=_10 updates=$steps_few
+    [[ $1 == logmel_10 ]] || start+=(--config "conf/few_${1%_10}.yaml")
+  fi
+  run "$dir/asr_$1/train" train speechssl.bin.finetune "${start[@]}" \
+    --data.train "[$data/an4/cuts_train$labelled.jsonl.gz]" \
+    --data.valid "[$data/an4/cuts_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
+    --train.steps "$updates" --output "$dir/asr_$1"
+}
+
+decode() { # as finetune
+  local out=$dir/asr_$1 beam=(--method beam --lm "$exp/lm.arpa" --lexicon "$exp/lexicon.txt")
+  run "$out/greedy" speechssl decode --model "$out" --cuts "$data/an4/cuts_test.jsonl.gz" \
+    --method greedy --output "$out/greedy"
+  run "$out/sweep" speechssl decode --model "$out" --cuts "$data/an4/cuts_valid.jsonl.gz" \
+    "${beam[@]}" --sweep true --output "$out/sweep"
+  run "$out/beam" speechssl decode --model "$out" --cuts "$data/an4/cuts_test.jsonl.gz" \
+    "${beam[@]}" --tuned "$out/sweep/best.json" --output "$out/beam"
 }
 
 for seed in $seeds; do
@@ -71,42 +100,20 @@ for seed in $seeds; do
       --classes 200 --output "$dir/km_it1"
     run "$dir/km_it1/apply" speechssl cluster apply --clusters "$dir/km_it1" \
       --cuts "[$train_cuts,$valid_cuts]" --output "$dir/km_it1/labels"
-    pretrain "$dir/it2" conf/pretrain_${objective}_it2.yaml "$dir/km_it1/labels" "$seed"
+    pretrain "$dir/it2" conf/pretrain_${objective}_it2.yaml "$dir/km_it1/labels" "$seed" \
+      --init_from "$dir/it1"
   }
-  for labelled in "" _10; do
-    updates=$steps
-    [[ -n $labelled ]] && updates=$steps_few
-    for system in $systems; do
-      out=$dir/asr_$system$labelled
-      case $system in
-        pretrained) start=(--config conf/finetune.yaml --init "$dir/it2") ;;
-        scratch) start=(--config conf/finetune.yaml --config conf/scratch.yaml) ;;
-        logmel) start=(--config conf/finetune_logmel.yaml) ;;
-        *) log "--systems: found $system, want pretrained, scratch or logmel"; exit 2 ;;
-      esac
-      stage 8 "fine-tune $out" && {
-        run "$out/train" train speechssl.bin.finetune "${start[@]}" \
-          --data.train "[$data/an4/cuts_train$labelled.jsonl.gz]" \
-          --data.valid "[$data/an4/cuts_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
-          --train.steps "$updates" --output "$out"
-      }
-      stage 9 "decode $out" && {
-        run "$exp/lm" speechssl lm --cuts "[$data/an4/cuts_train.jsonl.gz]" --order 3 \
-          --output "$exp/lm.arpa" --lexicon "$exp/lexicon.txt"
-        run "$out/greedy" speechssl decode --model "$out" --cuts $data/an4/cuts_test.jsonl.gz \
-          --method greedy --output "$out/greedy"
-        run "$out/sweep" speechssl decode --model "$out" --cuts $data/an4/cuts_valid.jsonl.gz \
-          --method beam --lm "$exp/lm.arpa" --lexicon "$exp/lexicon.txt" --sweep true \
-          --output "$out/sweep"
-        run "$out/beam" speechssl decode --model "$out" --cuts $data/an4/cuts_test.jsonl.gz \
-          --method beam --lm "$exp/lm.arpa" --lexicon "$exp/lexicon.txt" \
-          --tuned "$out/sweep/best.json" --output "$out/beam"
-      }
-      stage 10 "score $out" && {
-        run "$out/score_greedy" speechssl score --decode "$out/greedy"
-        run "$out/score_beam" speechssl score --decode "$out/beam"
-      }
-    done
+  read -ra all <<<"$systems"
+  all+=("${all[@]/%/_10}")
+  stage 8 "fine-tune, seed $seed" && side_by_side "$jobs" finetune "${all[@]}"
+  stage 9 "decode, seed $seed" && {
+    run "$exp/lm" speechssl lm --cuts "[$data/an4/cuts_train.jsonl.gz]" --order 3 \
+      --output "$exp/lm.arpa" --lexicon "$exp/lexicon.txt"
+    side_by_side "$jobs" decode "${all[@]}"
+  }
+  stage 10 "score, seed $seed" && for system in "${all[@]}"; do
+    run "$dir/asr_$system/score_greedy" speechssl score --decode "$dir/asr_$system/greedy"
+    run "$dir/asr_$system/score_beam" speechssl score --decode "$dir/asr_$system/beam"
   done
 done
 stage 10 "table and report" && {
