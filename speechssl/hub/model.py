@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
@@ -70,7 +71,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.encoder.parameters()).device
+        tensors = itertools.chain(self.encoder.parameters(), self.encoder.buffers())
+        return next(tensors, torch.empty(0)).device  # log-mel energies have none
 
     @property
     def geometry(self) -> Geometry:

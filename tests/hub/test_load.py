@@ -11,6 +11,7 @@ import torch
 
 import speechssl
 from speechssl.data.text import tokenizer_from_texts
+from speechssl.encoders.log_mel import LogMelConfig
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.heads.asr_ctc import CtcConfig
 from speechssl.model_file import save_model
@@ -42,6 +43,19 @@ def test_an_own_folder_opens_and_extracts(tmp_path: Path) -> None:
     assert "layers 0 to 2 of width 32" in repr(model) and "recogniser: none" in repr(model)
     with pytest.raises(ValueError, match="no CTC head"):
         model.transcribe((_wave(), 16000))
+
+
+def test_log_mel_frames_are_a_model_too(tmp_path: Path) -> None:
+    """The baseline of probes and tasks: no parameter, no layer beside its input."""
+    config = LogMelConfig(mel_bins=23, deltas=0)
+    encoder = config.build()
+    save_model(tmp_path, config, encoder.state_dict())
+    wave = _wave()
+    hidden = speechssl.load(tmp_path).extract((wave, 16000))[0].hidden
+    with torch.inference_mode():
+        expected = encoder(torch.from_numpy(wave)[None], torch.tensor([len(wave)])).last[0]
+    assert list(hidden) == [0]
+    np.testing.assert_allclose(hidden[0], expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("upsample", [1, 2])
