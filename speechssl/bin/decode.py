@@ -123,7 +123,7 @@ def run(options: DecodeOptions) -> int:
     references = read_references(options.cuts)
     clock = {"audio_s": 0.0, "forward_s": 0.0, "search_s": 0.0}
     skipped: list[str] = []
-    found = _emissions(options, head, device, clock, skipped)
+    found = answers(options, head.encoder, head.log_probs, device, clock, skipped)
     found = _with_progress(found, references, options)
     grid: list[dict[str, float]] = []
     if options.sweep and space is not None:
@@ -275,10 +275,18 @@ def _transcriber(
     return transcribe
 
 
-def _emissions(
-    options: DecodeOptions, head: Any, device: Any, clock: dict[str, float], skipped: list[str]
+def answers(
+    options: DecodeOptions,
+    encoder: Any,
+    ask: Callable[[Any, Any], tuple[Any, Any]],
+    device: Any,
+    clock: dict[str, float],
+    skipped: list[str],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(cut id, (S, V) log-probabilities) of this rank's share; fills in clock and skipped."""
+    """(cut id, float32 row) of this rank's share; fills in clock and skipped.
+
+    ask: (wave, wave_lengths) -> rows (B, ...) and their lengths (B,), or None to keep rows whole.
+    """
     import torch
 
     from speechssl.data.loader import read_all
@@ -288,7 +296,7 @@ def _emissions(
         cuts, max_batch_seconds=options.max_batch_seconds, num_workers=options.num_workers
     )
     for batch in batches:
-        batch = long_enough(batch, head.encoder, skipped)
+        batch = long_enough(batch, encoder, skipped)
         if not len(batch):
             continue
         start = time.perf_counter()
@@ -297,12 +305,13 @@ def _emissions(
             torch.inference_mode(),
             torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.dtype == "bfloat16"),
         ):
-            log_probs, lengths = head.log_probs(moved.wave, moved.wave_lengths)
-        rows = log_probs.float().cpu().numpy()
+            found, lengths = ask(moved.wave, moved.wave_lengths)
+        rows = found.float().cpu().numpy()
         clock["forward_s"] += time.perf_counter() - start
-        clock["audio_s"] += float(batch.wave_lengths.sum()) / head.encoder.sample_rate_hz
-        for cut_id, row, length in zip(batch.ids, rows, lengths.tolist(), strict=True):
-            yield cut_id, row[:length].copy()
+        clock["audio_s"] += float(batch.wave_lengths.sum()) / encoder.sample_rate_hz
+        ends = [None] * len(rows) if lengths is None else lengths.tolist()
+        for cut_id, row, end in zip(batch.ids, rows, ends, strict=True):
+            yield cut_id, row[:end].copy()
     skipped.extend(batches.skipped)
 
 

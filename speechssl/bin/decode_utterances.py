@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ def run(options: DecodeOptions, head: Any, device: Any) -> int:
     from tqdm import tqdm
 
     from speechssl import dist
+    from speechssl.bin.decode import answers
     from speechssl.data.fields import cut_rows, field_of
 
     if options.method != "greedy":
@@ -46,48 +46,13 @@ def run(options: DecodeOptions, head: Any, device: Any) -> int:
     clock = {"audio_s": 0.0, "forward_s": 0.0}
     skipped: list[str] = []
     total = -(-len(described) // dist.world_size())
-    found = _answers(options, cuts, head, device, clock, skipped)
+    answer = head.class_log_probs if hasattr(head, "class_log_probs") else head.embed
+    found = answers(options, head.encoder, lambda *w: (answer(*w), None), device, clock, skipped)
     rows = dict(tqdm(found, total=total, desc="decode", unit="utt", disable=None))
     parts = dist.gather_objects((rows, skipped, clock))
     if dist.is_main():
         _write(options, head, described, parts)
     return 0
-
-
-def _answers(
-    options: DecodeOptions,
-    cuts: list[str],
-    head: Any,
-    device: Any,
-    clock: dict[str, float],
-    skipped: list[str],
-) -> Any:
-    """(cut id, log-probabilities or embedding) of this rank's share; fills clock and skipped."""
-    import torch
-
-    from speechssl.bin.decode import long_enough
-    from speechssl.data.loader import read_all
-
-    answer = head.class_log_probs if hasattr(head, "class_log_probs") else head.embed
-    batches = read_all(
-        cuts, max_batch_seconds=options.max_batch_seconds, num_workers=options.num_workers
-    )
-    for batch in batches:
-        batch = long_enough(batch, head.encoder, skipped)
-        if not len(batch):
-            continue
-        start = time.perf_counter()
-        moved = batch.to(device)
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.dtype == "bfloat16"),
-        ):
-            answers = answer(moved.wave, moved.wave_lengths)
-        rows = answers.float().cpu().numpy()
-        clock["forward_s"] += time.perf_counter() - start
-        clock["audio_s"] += float(batch.wave_lengths.sum()) / head.encoder.sample_rate_hz
-        yield from zip(batch.ids, rows.copy(), strict=True)
-    skipped.extend(batches.skipped)
 
 
 def _write(
