@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechssl.bin.actions import Action, run_action
 from speechssl.labels.config import (
     ApplyConfig,
     FitConfig,
@@ -25,47 +26,23 @@ if TYPE_CHECKING:
     from speechssl.labels.features import Extractor
     from speechssl.labels.stream import LabelCounts
 
-ACTIONS = {
-    "fit": (FitConfig, "sample frames in one pass over the audio and cluster them"),
-    "apply": (ApplyConfig, "label every frame of some cuts with a fitted codebook"),
-    "quality": (QualityConfig, "PNMI, purities and usage of labels against phone alignments"),
-    "layers": (LayersConfig, "PNMI of every layer of a model, by a quick k-means on each"),
-}
-
-
-def usage() -> str:
-    lines = "\n".join(f"  {name:<8} {text}" for name, (_, text) in ACTIONS.items())
-    return (
-        "usage: speechssl cluster <action> [options]\n\nK-means pseudo-labels of speech frames.\n\n"
-        f"{lines}\n\n`speechssl cluster <action> --help` explains its options."
-    )
-
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if argv[0] not in ACTIONS:
-        wanted = ", ".join(ACTIONS)
-        print(f"speechssl cluster: found {argv[0]!r}, want one of: {wanted}", file=sys.stderr)
-        return 2
-    from speechssl.config import parse
-
-    config_class, description = ACTIONS[argv[0]]
-    prog = f"speechssl cluster {argv[0]}"
-    config = parse(config_class, argv[1:], prog=prog, description=description)
-    from speechssl import dist
-
-    action = {"fit": fit, "apply": apply, "quality": quality, "layers": layers}[argv[0]]
-    try:
-        action(config)
-    except ValueError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        dist.shutdown()
-    return 0
+    actions: dict[str, Action] = {
+        "fit": (FitConfig, "sample frames in one pass over the audio and cluster them", fit),
+        "apply": (ApplyConfig, "label every frame of some cuts with a fitted codebook", apply),
+        "quality": (
+            QualityConfig,
+            "PNMI, purities and usage of labels against phone alignments",
+            quality,
+        ),
+        "layers": (
+            LayersConfig,
+            "PNMI of every layer of a model, by a quick k-means on each",
+            layers,
+        ),
+    }
+    return run_action("cluster", "K-means pseudo-labels of speech frames.", actions, argv)
 
 
 def fit(config: FitConfig) -> None:
@@ -234,9 +211,7 @@ def quality(config: QualityConfig) -> None:
     from speechssl.labels.sample_file import write_json
 
     store = LabelStore.open(config.labels)
-    report, joint, names, counts = measure(
-        store, config.cuts, config.alignment, config.rate_hz
-    )
+    report, joint, names, counts = measure(store, config.cuts, config.alignment, config.rate_hz)
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     drawn = picture(output.with_suffix(".png"), joint, names, counts)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speechssl.bin.actions import Action, run_action
 from speechssl.labels.topic_config import ApplyConfig, FitConfig, ShowConfig
 
 if TYPE_CHECKING:
@@ -18,45 +19,30 @@ if TYPE_CHECKING:
     from speechssl.labels.topic_fit import FitResult
     from speechssl.labels.topic_measure import Field
 
-ACTIONS = {
-    "fit": (FitConfig, "learn topics of documents whose words are sequences of units"),
-    "apply": (ApplyConfig, "write each utterance's topic, and posterior, as utterance labels"),
-    "show": (ShowConfig, "what topics tell of speaker, gender, language, words and so on"),
-}
 POSTERIOR_STEPS = 65535
 """A posterior of 1, as it is stored."""
 
 
-def usage() -> str:
-    lines = "\n".join(f"  {name:<6} {text}" for name, (_, text) in ACTIONS.items())
-    return (
-        "usage: speechssl topics <action> [options]\n\nTopics of utterances (latent Dirichlet "
-        f"allocation over their pseudo-labels).\n\n{lines}\n\n"
-        "`speechssl topics <action> --help` explains its options."
-    )
-
-
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if argv[0] not in ACTIONS:
-        wanted = ", ".join(ACTIONS)
-        print(f"speechssl topics: found {argv[0]!r}, want one of: {wanted}", file=sys.stderr)
-        return 2
-    from speechssl.config import parse
-
-    config_class, description = ACTIONS[argv[0]]
-    prog = f"speechssl topics {argv[0]}"
-    config = parse(config_class, argv[1:], prog=prog, description=description)
-    action = {"fit": fit, "apply": apply, "show": show}[argv[0]]
-    try:
-        action(config)
-    except ValueError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    actions: dict[str, Action] = {
+        "fit": (FitConfig, "learn topics of documents whose words are sequences of units", fit),
+        "apply": (
+            ApplyConfig,
+            "write each utterance's topic, and posterior, as utterance labels",
+            apply,
+        ),
+        "show": (
+            ShowConfig,
+            "what topics tell of speaker, gender, language, words and so on",
+            show,
+        ),
+    }
+    return run_action(
+        "topics",
+        "Topics of utterances (latent Dirichlet allocation over their pseudo-labels).",
+        actions,
+        argv,
+    )
 
 
 def fit(config: FitConfig) -> None:
