@@ -51,8 +51,10 @@ def main(argv: list[str] | None = None) -> int:
 
         close = difflib.get_close_matches(argv[0], VERBS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        print(f"speechssl: found verb {argv[0]!r}, want one of: {', '.join(VERBS)}.{hint}",
-              file=sys.stderr)
+        print(
+            f"speechssl: found verb {argv[0]!r}, want one of: {', '.join(VERBS)}.{hint}",
+            file=sys.stderr,
+        )
         return 2
     program = importlib.import_module(f"speechssl.bin.{argv[0]}")
     return program.main(argv[1:]) or 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -102,16 +103,21 @@ class Hubert(Objective):
         super().__init__()
         self.config = config
         self.encoder = config.encoder.build()
-        self.heads = nn.ModuleDict(
+        self.heads = self.classifiers(config.classes)
+
+    def classifiers(self, names: Iterable[str]) -> nn.ModuleDict:
+        """New classifiers of a layer's frames, one for each of these label sets."""
+        config = self.config
+        return nn.ModuleDict(
             {
                 name: CosineHead(
                     self.encoder.dim,
-                    count,
+                    config.classes[name],
                     config.final_dim,
                     config.temperature,
                     config.codeword_init,
                 )
-                for name, count in config.classes.items()
+                for name in names
             }
         )
 

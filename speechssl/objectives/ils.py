@@ -15,14 +15,7 @@ from torch import Tensor, nn
 from speechssl.contract import Batch, EncoderOutput
 from speechssl.nn import collapse
 from speechssl.nn.update_sums import UpdateSums
-from speechssl.objectives.hubert import (
-    CosineHead,
-    FrameScores,
-    Hubert,
-    HubertConfig,
-    Labels,
-    Logs,
-)
+from speechssl.objectives.hubert import FrameScores, Hubert, HubertConfig, Labels, Logs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,15 +55,7 @@ class Ils(Hubert):
                 f"layer_weights: found {len(self.weights)}, want one for each of {layers}"
             )
         self.inner_layers = layers
-        self.inner_heads = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    name: CosineHead(self.encoder.dim, count, config.final_dim, config.temperature)
-                    for name, count in config.classes.items()
-                }
-            )
-            for _ in layers
-        )
+        self.inner_heads = nn.ModuleList(self.classifiers(config.classes) for _ in layers)
         self.sums = UpdateSums(
             **{
                 f"layer_{number}_set_{i}": (count,)

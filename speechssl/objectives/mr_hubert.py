@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from speechssl.contract import Batch, EncoderOutput
 from speechssl.encoders.multires import MultiresEncoder
 from speechssl.objectives.hubert import (
-    CosineHead,
     FrameScores,
     Hubert,
     HubertConfig,
@@ -69,21 +68,7 @@ class MrHubert(Hubert):
         self.layer_at = {stride: encoder.resolution_layers[stride] for stride in sets}
         self.inner_layers = tuple(self.layer_at.values())
         self.lower_heads = nn.ModuleDict(
-            {
-                str(stride): nn.ModuleDict(
-                    {
-                        name: CosineHead(
-                            encoder.dim,
-                            config.classes[name],
-                            config.final_dim,
-                            config.temperature,
-                            config.codeword_init,
-                        )
-                        for name in names
-                    }
-                )
-                for stride, names in sets.items()
-            }
+            {str(stride): self.classifiers(names) for stride, names in sets.items()}
         )
 
     def _sets(self, rates: list[int]) -> dict[int, list[str]]:

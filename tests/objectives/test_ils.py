@@ -34,6 +34,15 @@ def test_the_total_is_huberts_plus_the_weighted_cross_entropies_of_inner_layers(
     assert ours.logs["loss_nats_layer_1"][0].item() == pytest.approx(inner.item(), rel=1e-5)
 
 
+def test_every_classifier_begins_as_configured() -> None:
+    """Codewords of U[0, 1) are never negative; of N(0, 1) half of them are."""
+    for init, share in (("uniform", 0.0), ("normal", 0.5)):
+        model = objective(codeword_init=init, final_dim=512)
+        for heads in (model.heads, *model.inner_heads):
+            negative = (heads["km"].codewords < 0).float().mean().item()
+            assert negative == pytest.approx(share, abs=0.05)
+
+
 def test_without_weight_it_is_hubert() -> None:
     model = objective(layer_weights=(0.0,)).eval()
     hubert = build(HubertConfig).eval()
