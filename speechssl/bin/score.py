@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 DESCRIPTION = """Score what `speechssl decode` wrote. A recogniser: word and character error rates.
-A classifier: accuracy, UAR and macro F1. Speakers: EER and minDCF on --trials."""
+A classifier: accuracy, UAR and macro F1. Speakers: EER and minDCF on --trials, of cosines or PLDA,
+AS-norm on either, and with --calibrate Cllr too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,18 @@ class ScoreOptions:
     """Verification: folder of a decoding, such as of the training cuts, for AS-norm."""
     top: int = 300
     """Nearest utterances of the cohort that AS-norm takes."""
+    plda: str | None = None
+    """Verification: folder of a decoding of training cuts with speakers; PLDA is learnt of it and
+    takes the cosine's place."""
+    lda_dim: int | None = None
+    """Dimensions that LDA keeps before PLDA; none: all."""
+    calibrate: str | None = None
+    """Verification: folder of a decoding of further speakers, to turn scores into log-likelihood
+    ratios; needs calibrate_trials."""
+    calibrate_trials: str | None = None
+    """Trials of that decoding."""
+    calibrate_durations: bool = False
+    """Calibration sees both sides' durations too."""
     p_targets: list[float] = dataclasses.field(default_factory=lambda: [0.01, 0.05])
     """Verification: target probabilities of minDCF; both errors cost 1."""
 
@@ -68,14 +81,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _results(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
     """Results of whatever was decoded, and how they are shown."""
-    from speechssl.bin import score_utterances
+    from speechssl.bin import score_trials, score_utterances
 
     if (folder / "predictions.jsonl").is_file():
         results = score_utterances.classification(folder)
         return results, score_utterances.classification_table(results)
     if (folder / "embeddings.npy").is_file():
-        results = score_utterances.verification(folder, options)
-        return results, score_utterances.verification_table(results)
+        results = score_trials.verification(folder, options)
+        return results, score_trials.verification_table(results)
     from speechssl.score.wer import alignment_text, error_rates
 
     results, scored = error_rates(read_hypotheses(folder / "hyp.jsonl"), options.normalisation)

@@ -49,7 +49,9 @@ def _classified(name: str, decoding: Decoding) -> list[str]:
 
 def _verified(name: str, results: Mapping[str, Any]) -> list[list[str]]:
     plain = results.get("cosine")
-    kinds = [("cosine", results)] if plain is None else [("AS-norm", results), ("cosine", plain)]
+    kinds = [("cosine", results)]
+    if plain is not None:
+        kinds = [(str(results.get("scores", "AS-norm")), results), ("cosine", plain)]
     return [
         [
             name,

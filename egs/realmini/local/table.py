@@ -44,7 +44,8 @@ def figures(parts: list[dict[str, Any]]) -> dict[str, float]:
         (one,) = parts
         plain = one.get("cosine", one)
         costs = {f"minDCF({p})": value for p, value in plain["min_dcf"].items()}
-        return {"EER %": 100 * plain["eer"], "EER % AS-norm": 100 * one["eer"], **costs}
+        better = f"EER % {one.get('scores', 'AS-norm')}"
+        return {"EER %": 100 * plain["eer"], better: 100 * one["eer"], **costs}
     if any(p["classes"] != parts[0]["classes"] for p in parts):
         raise SystemExit("table: found folds of different classes, want the same in each")
     counts = np.sum([p["confusion"] for p in parts], axis=0)

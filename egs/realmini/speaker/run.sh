@@ -24,6 +24,7 @@ upstream=logmel     # logmel, random, or a model's folder: own or transformers
 name=               # folder of its results; empty: that of the upstream
 seeds=1             # seeds, separated by blanks
 steps=1000          # updates
+backend=cosine      # cosine or plda, learnt of the training recordings; AS-norm follows either
 overrides=          # further options of finetune, separated by blanks
 exp=exp             # where results go
 data=data           # where manifests go
@@ -60,8 +61,9 @@ for seed in $seeds; do
       --output "$dir/cohort"
   }
   stage 4 "score, $dir" && {
+    learnt=(); [[ $backend == plda ]] && learnt=(--plda "$dir/cohort")
     run "$dir/score" speechssl score --decode "$dir/test" --trials "$data/trials.txt" \
-      --cohort "$dir/cohort" --top 100
+      --cohort "$dir/cohort" --top 100 "${learnt[@]}"
   }
 done
 stage 4 "table" && python ../local/table.py --exp "$exp"
