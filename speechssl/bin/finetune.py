@@ -6,16 +6,23 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from speechssl.config import EncoderConfig, HeadConfig, parse
 from speechssl.data.config import DataConfig
 from speechssl.train.config import TrainConfig
 
+if TYPE_CHECKING:
+    from speechssl.train.trainer import FitResult
+
 DESCRIPTION = """Train a downstream head, with its encoder, on labelled speech.
 
 Run again with the same output, it continues from the newest checkpoint; when all steps are done
-it writes model.safetensors and model.json, tokenizer included."""
+it writes model.safetensors and model.json, tokenizer included.
+
+With --cache, a frozen encoder runs once per utterance and training reads its features. With
+--rates, each of several learning rates is tried, and the best on the validation data exported;
+sweep.json says how each of them did."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,14 @@ class FinetuneConfig:
     """How to optimise."""
     export: Literal["best", "last"] = "best"
     """Weights to export: those of the best validation, or the last ones."""
+    cache: str | None = None
+    """Folder for the features of a frozen encoder, computed once per utterance; any number of runs
+    may share it."""
+    cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Number type of those features."""
+    rates: list[float] = dataclasses.field(default_factory=list)
+    """Learning rates to try one after the other in place of train.learning_rate, such as
+    [1e-1,1e-2,1e-3]; the best by train.best_metric is exported."""
     force: bool = False
     """Continue a run although its configuration differs from before."""
 
@@ -57,6 +72,12 @@ class FinetuneConfig:
             raise ValueError(
                 "init, encoder: found both or none, want one: --init FOLDER for a pretrained "
                 "encoder, or an encoder's configuration to train from scratch"
+            )
+        if len(set(self.rates)) < len(self.rates) or any(r <= 0 for r in self.rates):
+            raise ValueError(f"rates: found {self.rates}, want different numbers above 0")
+        if self.rates and not self.data.valid:
+            raise ValueError(
+                "rates: found no data.valid, want cuts on which learning rates are compared"
             )
 
 
@@ -71,41 +92,71 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: FinetuneConfig) -> int:
     """Train, then export; the exit status is 0 only when all steps are done."""
+    from speechssl import dist
+
+    dist.init(config.train.device)
+    if config.rates:
+        from speechssl.bin.sweep import sweep
+
+        result = sweep(config)
+    else:
+        result = train(config, export_to=config.output)
+    dist.shutdown()
+    return 0 if result.finished else 128 + result.signal
+
+
+def train(config: FinetuneConfig, export_to: str | None) -> FitResult:
+    """Train one model in `config.output`, from where it is; export it if all steps are done."""
     import torch
 
     from speechssl import dist
+    from speechssl.bin.cached_features import check_head, fill
     from speechssl.data.loader import open_source
     from speechssl.train.folder import export, open_folder, provenance, write_architecture
     from speechssl.train.log import say
     from speechssl.train.trainer import Trainer
 
-    dist.init(config.train.device)
+    device = dist.init(config.train.device)
     open_folder(config.output, config, force=config.force)
     torch.manual_seed(config.train.seed)
     encoder = build_encoder(config)
     data, head_config, tokenizer = with_tokenizer(config)
     data, head_config = with_classes(config.output, data, head_config)
     head = head_config.build(encoder)
-    say(_sizes(head))
+    sizes = _sizes(head)
+    say(_shown(sizes))
     if dist.is_main():
         write_architecture(config.output, encoder.config, head_config, tokenizer)
-    train = open_source(data, hop_samples=encoder.hop_samples, split="train")
-    valid = (
-        open_source(data, hop_samples=encoder.hop_samples, split="valid") if data.valid else None
-    )
-    trainer = Trainer(config.train, head, train, valid, config.output)
+    if config.cache:
+        from speechssl.data.feature_cache import FeatureSource
+        from speechssl.encoders.cached import CachedEncoder
+
+        layers = check_head(head)
+        cache = fill(config.cache, config.cache_dtype, encoder, layers, data, device)
+        head.encoder = CachedEncoder(encoder, layers)
+        sources = [FeatureSource(data, cache, split=s) for s in _splits(data)]
+    else:
+        sources = [open_source(data, hop_samples=encoder.hop_samples, split=s)
+                   for s in _splits(data)]  # fmt: skip
+    valid = sources[1] if len(sources) > 1 else None
+    trainer = Trainer(config.train, head, sources[0], valid, config.output)
     result = trainer.fit()
-    if result.finished:
+    if result.finished and export_to is not None:
         state = trainer.export_state(config.export)
+        if config.cache:
+            state |= {f"encoder.{k}": v.cpu() for k, v in encoder.state_dict().items()}
         if dist.is_main():
             origin = provenance(config, result.step) | {"best": result.best, "init": config.init}
-            export(config.output, config.output, state, origin)
-    dist.shutdown()
-    return 0 if result.finished else 128 + result.signal
+            export(config.output, export_to, state, origin | {"parameters": sizes})
+    return result
 
 
-def _sizes(head: Any) -> str:
-    """How many parameters learn, and where."""
+def _splits(data: DataConfig) -> list[str]:
+    return ["train", "valid"] if data.valid else ["train"]
+
+
+def _sizes(head: Any) -> dict[str, int]:
+    """How many parameters there are, and learn, in the encoder and in the head."""
     named = list(head.named_parameters())
 
     def count(inside: bool, learning: bool) -> int:
@@ -115,12 +166,21 @@ def _sizes(head: Any) -> str:
             if n.startswith("encoder.") == inside and (p.requires_grad or not learning)
         )
 
-    total = count(True, False) + count(False, False)
-    learnt = count(True, True) + count(False, True)
+    return {
+        "encoder": count(True, False),
+        "encoder_learning": count(True, True),
+        "head": count(False, False),
+        "head_learning": count(False, True),
+    }
+
+
+def _shown(sizes: dict[str, int]) -> str:
+    learnt = sizes["encoder_learning"] + sizes["head_learning"]
+    total = sizes["encoder"] + sizes["head"]
     return (
         f"parameters: {learnt:,} of {total:,} learn ({100 * learnt / total:.3f} %): "
-        f"{count(True, True):,} of the encoder's {count(True, False):,}, "
-        f"{count(False, True):,} of the head's {count(False, False):,}"
+        f"{sizes['encoder_learning']:,} of the encoder's {sizes['encoder']:,}, "
+        f"{sizes['head_learning']:,} of the head's {sizes['head']:,}"
     )
 
 

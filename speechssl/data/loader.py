@@ -17,7 +17,7 @@ from speechssl import dist
 from speechssl.contract import Batch, Update
 from speechssl.data.collate import Collator, Result, Task
 from speechssl.data.config import DataConfig
-from speechssl.data.index import SAMPLE_RATE, CutIndices
+from speechssl.data.index import SAMPLE_RATE, CutIndices, CutRecord
 from speechssl.data.label_store import LabelStore
 from speechssl.data.mixing import Mixer
 from speechssl.data.sampler import Plan, UpdateSampler, split_batches
@@ -243,11 +243,13 @@ def read_all(
     max_batch_seconds: float,
     num_workers: int = 0,
     max_seconds: float | None = None,
+    wanted: Callable[[CutRecord], bool] | None = None,
 ) -> CutPass:
     """Read whole utterances of this rank's share once, long first inside windows; no targets.
 
     max_seconds: longer cuts are skipped and counted, never cut short: labels or features of a
         part would pass for those of the whole. A cut above max_batch_seconds is a batch alone.
+    wanted: says which cuts to read; without it all are. It is asked once per cut.
     `ids` of the batches are cut ids. Utterances that cannot be read are in `.skipped`.
     """
     indices = CutIndices(list(cuts))
@@ -258,6 +260,10 @@ def read_all(
 
     def batches() -> Iterator[np.ndarray]:
         for at, members in enumerate(pass_batches(indices, cap, None)):
+            if wanted is not None:
+                members = np.array([i for i in members if wanted(indices[int(i)])], np.int64)
+                if not len(members):
+                    continue
             lengths = indices.num_samples(members)
             kept = members if limit is None else members[lengths <= limit]
             if len(kept) < len(members) and at % dist.world_size() == dist.rank():

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.config import HeadConfig
-from speechssl.contract import Batch, Encoder, Loss, Objective
+from speechssl.contract import Batch, Encoder, EncoderOutput, Loss, Objective
 from speechssl.nn.ctc import BLANK, alignable, ctc_sum, text_targets
 from speechssl.nn.masking import channel_mask, span_mask
 
@@ -36,6 +36,8 @@ class CtcConfig(HeadConfig):
     """Encoder layer that is read; -1 is the last."""
     weighted_layers: bool = False
     """Read a learnt weighted sum of all layers instead (for frozen encoders)."""
+    normalise_layers: bool = False
+    """Bring each frame that is read to mean 0 and variance 1 first (not in SUPERB)."""
     upsample: int = 1
     """Output frames per encoder frame; 2 for encoders of 25 frames per second."""
     hidden: Literal["none", "mlp", "blstm"] = "none"
@@ -55,7 +57,8 @@ class CtcConfig(HeadConfig):
     channel_mask_span: int = 64
     """Channels per span."""
     freeze_encoder_steps: int = 0
-    """Optimiser updates during which only the head learns; -1: always."""
+    """Optimiser updates during which only the head learns; -1: always, and then the encoder runs in
+    eval mode, without dropout and layerdrop."""
     freeze_front_end: bool = False
     """Never train the encoder's front end, as published for pretrained ones."""
     intermediate_layers: list[int] = dataclasses.field(default_factory=list)
@@ -109,6 +112,19 @@ class CtcHead(Objective):
         if config.freeze_encoder_steps < 0:
             encoder.requires_grad_(False)
 
+    @property
+    def layers(self) -> list[int]:
+        """Encoder layers that are read."""
+        if self.config.weighted_layers:
+            return list(range(self.encoder.num_layers + 1))
+        return self._layers
+
+    def train(self, mode: bool = True) -> CtcHead:
+        super().train(mode)
+        if mode and self.config.freeze_encoder_steps < 0:
+            self.encoder.eval()
+        return self
+
     def forward(self, batch: Batch) -> Loss:
         tokens_BU, token_lengths = text_targets(batch, self.config.vocab_size)
         log_probs, lengths = self._all_log_probs(batch.wave, batch.wave_lengths, batch.seeds)
@@ -148,13 +164,17 @@ class CtcHead(Objective):
             out = self.encoder(wave, wave_lengths, layers=wanted, **masks)
         if self.config.weighted_layers:
             mix = self.layer_weights.softmax(0)
-            states = [out.aligned(n) for n in out.layers]
+            states = [self._frames(out, n) for n in out.layers]
             first = torch.stack([w * h for w, h in zip(mix, states, strict=True)]).sum(0)
         else:
-            first = out.aligned(layers[0])
-        read = [first, *(out.aligned(n) for n in layers[1:])]
+            first = self._frames(out, layers[0])
+        read = [first, *(self._frames(out, n) for n in layers[1:])]
         lengths = out.lengths * self.config.upsample
         return [self._classify(x, lengths) for x in read], lengths
+
+    def _frames(self, out: EncoderOutput, layer: int) -> Tensor:
+        x = out.aligned(layer)
+        return F.layer_norm(x, x.shape[-1:]) if self.config.normalise_layers else x
 
     def _classify(self, x_BTD: Tensor, lengths: Tensor) -> Tensor:
         x = x_BTD
