@@ -123,8 +123,7 @@ def _write_embeddings(folder: Path, kept: dict[str, dict[str, Any]], answers: di
 def _describe(head: Any) -> dict[str, Any]:
     """The head, the weight of each layer, and how many parameters could learn."""
     config = dataclasses.replace(head.config, classes=[], class_counts=[])
-    weights = head.layer_sum.weights
-    shares = [1.0] if weights is None else weights.detach().softmax(0).tolist()
+    shares = head.layer_sum.shares()
     encoder = sum(p.numel() for p in head.encoder.parameters())
     learnt = sum(p.numel() for p in head.parameters() if p.requires_grad)
     return {
@@ -133,7 +132,7 @@ def _describe(head: Any) -> dict[str, Any]:
         if hasattr(head, "embed")
         else list(head.config.classes),
         "head": to_dict(config),
-        "layer_weights": {str(n): round(w, 6) for n, w in zip(head.layers, shares, strict=True)},
+        "layer_weights": {str(n): round(w, 6) for n, w in zip(head.layers, shares)},
         "encoder_parameters": encoder,
         "trainable_parameters": learnt,
     }

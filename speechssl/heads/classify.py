@@ -57,8 +57,8 @@ class ClassifyHead(UtteranceHead):
                 f"balanced: found class_counts {config.class_counts}, want the training utterances "
                 "of each class, all above 0; `speechssl finetune` fills them in"
             )
-        dim = config.projection_dim or encoder.dim
-        self.projection = nn.Linear(encoder.dim, dim) if config.projection_dim else nn.Identity()
+        dim = config.projection_dim or self.dim
+        self.projection = nn.Linear(self.dim, dim) if config.projection_dim else nn.Identity()
         if config.pooling == "attentive":
             self.attention = AttentiveStatistics(dim, config.attention_dim)
         sizes = [dim if config.pooling == "mean" else 2 * dim]

@@ -1,4 +1,4 @@
-"""What heads on several layers share: which layers they read, how they add them up, freezing.
+"""What heads on several layers share: which layers they read, how they join them, freezing.
 
 Shape legend: B utterances, L samples, T frames, D width.
 """
@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from speechssl.config import HeadConfig
-from speechssl.contract import Encoder, EncoderOutput, Objective, padding_mask
+from speechssl.contract import Encoder, Objective
+from speechssl.heads.interfaces import InterfaceKind, build_interface
 from speechssl.nn.adapters import AdapterConfig, attach
 
 HeadT = TypeVar("HeadT", bound="FramesHead")
@@ -22,9 +22,14 @@ HeadT = TypeVar("HeadT", bound="FramesHead")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FramesConfig(HeadConfig):
     layer: int | None = None
-    """Encoder layer that is read, -1 the last; none: a learnt weighted sum of all."""
+    """Encoder layer that is read, -1 the last; none: all, joined as `interface` says."""
+    interface: InterfaceKind = "sum"
+    """sum: a learnt weighted sum; grouped: one for each of `groups` blocks of channels; concat:
+    side by side and projected; convolution: hierarchical, along the layers."""
+    groups: int = 1
+    """grouped: how many; as many as the encoder is wide: each dimension has weights of its own."""
     normalise_layers: bool = True
-    """Bring each frame of each layer to mean 0 and variance 1 before the sum (not in SUPERB)."""
+    """Bring each frame of each layer to mean 0 and variance 1 first (not in SUPERB)."""
     freeze_encoder_steps: int = -1
     """Optimiser updates during which only the head learns; -1: always. A frozen encoder runs in
     eval mode, without dropout and layerdrop."""
@@ -41,30 +46,6 @@ class FramesConfig(HeadConfig):
             )
 
 
-class LayerSum(nn.Module):
-    """EncoderOutput -> (B, T, D), zero on padding: the sum over softmax(w)_l N(h_l).
-
-    N is the parameter-free layer norm, or the identity. One layer is passed on as N gives it.
-    Source: Yang et al. 2021 (SUPERB); the same sum as `speechssl.Featurizer`'s.
-    """
-
-    def __init__(self, count: int, normalise: bool) -> None:
-        super().__init__()
-        self.normalise = normalise
-        self.weights = nn.Parameter(torch.zeros(count)) if count > 1 else None
-
-    def forward(self, out: EncoderOutput) -> Tensor:
-        states = [out.aligned(n) for n in out.layers]
-        if self.normalise:
-            states = [F.layer_norm(h, h.shape[-1:]) for h in states]
-        if self.weights is None:
-            x = states[0]
-        else:
-            shares = self.weights.softmax(0)
-            x = torch.stack([w * h for w, h in zip(shares, states, strict=True)]).sum(0)
-        return x.masked_fill(padding_mask(out.lengths, x.shape[1])[..., None], 0)
-
-
 class FramesHead(Objective):
     """An encoder, and the layers that are read of it."""
 
@@ -73,7 +54,14 @@ class FramesHead(Objective):
         self.config: FramesConfig = config
         self.encoder = encoder
         self.layers = _layer_numbers(config.layer, encoder.num_layers)
-        self.layer_sum = LayerSum(len(self.layers), config.normalise_layers)
+        self.layer_sum = build_interface(
+            config.interface,
+            len(self.layers),
+            encoder.dim,
+            normalise=config.normalise_layers,
+            groups=config.groups,
+        )
+        self.dim = self.layer_sum.output_size
         if config.freeze_front_end:
             _front_end(encoder).requires_grad_(False)
         if config.freeze_encoder_steps < 0:
@@ -82,7 +70,7 @@ class FramesHead(Objective):
             self.adapters = attach(encoder, config.adapters)
 
     def frames(self, wave: Tensor, wave_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L) and (B,) samples -> the layers' sum (B, T, D) and (B,) valid frames."""
+        """(B, L) and (B,) samples -> the layers joined, (B, T, dim), and (B,) valid frames."""
         grad = torch.is_grad_enabled() and not self.encoder_is_frozen()
         with torch.set_grad_enabled(grad):
             out = self.encoder(wave, wave_lengths, layers=self.layers)

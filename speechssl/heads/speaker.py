@@ -62,13 +62,13 @@ class SpeakerHead(UtteranceHead):
     def __init__(self, config: SpeakerConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         if config.network == "xvector":
-            self.network = XVector(encoder.dim, config.channels, config.embedding_dim)
+            self.network = XVector(self.dim, config.channels, config.embedding_dim)
         elif config.network == "ecapa":
             self.network = EcapaTdnn(
-                encoder.dim, config.channels, config.embedding_dim, config.attention_dim
+                self.dim, config.channels, config.embedding_dim, config.attention_dim
             )
         else:
-            self.network = Pooled(encoder.dim, config.embedding_dim, config.attention_dim)
+            self.network = Pooled(self.dim, config.embedding_dim, config.attention_dim)
         self.margin = AngularMargin(
             config.embedding_dim,
             len(config.classes),

@@ -19,7 +19,7 @@ from speechssl.encoders.log_mel import LogMelConfig
 from speechssl.encoders.multires import MultiresConfig
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.heads.classify import ClassifyConfig
-from speechssl.heads.frames import LayerSum
+from speechssl.heads.interfaces import LayerSum
 from speechssl.heads.utterance import UtteranceHead
 from speechssl.hub.export import write
 from speechssl.hub.featurizer import Featurizer

@@ -30,9 +30,12 @@ KINDS: list[tuple[type[UtteranceConfig], dict[str, Any]]] = [
     (ClassifyConfig, {"layer": -1, "pooling": "mean_std"}),
     (ClassifyConfig, {"pooling": "attentive", "hidden_layers": 2}),
     (ClassifyConfig, {"balanced": True, "class_counts": [9, 3, 1, 7]}),
+    (ClassifyConfig, {"interface": "grouped", "groups": 4}),
+    (ClassifyConfig, {"interface": "concat", "projection_dim": 0}),
+    (ClassifyConfig, {"interface": "convolution", "normalise_layers": False}),
     (SpeakerConfig, {"network": "pooled"}),
     (SpeakerConfig, {"network": "xvector", "sub_centres": 3}),
-    (SpeakerConfig, {"network": "ecapa"}),
+    (SpeakerConfig, {"network": "ecapa", "interface": "convolution"}),
     (SpeakerConfig, {"network": "ecapa", "layer": 1, "margin": 0.0}),
 ]
 """Every kind of head, by class and options."""
