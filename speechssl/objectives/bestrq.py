@@ -8,6 +8,9 @@ Differs:
   paper's noise in place of filterbank frames is `mask_with: noise`.
 - Filterbank features are normalised per utterance over valid frames, always: without that nearly
   all frames take the same codes.
+- Spans begin at encoder frames, as many of them as expected with a start at 1 % of the filterbank's
+  frames, and at least one; the paper's begin at any filterbank frame. So an encoder frame is masked
+  wholly or not at all.
 
 Shape legend: B utterances, L samples, T encoder frames, S stacked mel frames, F mel bins, N masked
 frames, C codebooks, V codes of each, P projected width, D encoder width.

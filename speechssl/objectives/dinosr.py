@@ -81,7 +81,7 @@ class DinoSR(Objective):
     def train(self, mode: bool = True) -> DinoSR:
         super().train(mode)
         if self.config.freeze_step > 0:
-            self._freeze(int(self.step) >= self.config.freeze_step)
+            self._freeze(int(self.step) + 1 >= self.config.freeze_step)
         return self
 
     def forward(self, batch: Batch) -> Loss:
@@ -122,7 +122,7 @@ class DinoSR(Objective):
     def ema_decay(self, step: int) -> float:
         """Decay of update number `step`, 1 for the first; 1 once the teacher is frozen."""
         c = self.config
-        if 0 < c.freeze_step < step:
+        if 0 < c.freeze_step <= step:
             return 1.0
         return linear_then_hold(c.ema_start, c.ema_end, c.ema_steps, step - 1)
 

@@ -1,10 +1,15 @@
 """w2v-BERT: wav2vec 2.0's contrast at a layer between, and prediction of its codes at the last.
 
 Source: Chung et al. 2021, "W2v-BERT: Combining Contrastive Learning and Masked Language Modeling
-for Self-Supervised Speech Pre-Training", section 3.
+for Self-Supervised Speech Pre-Training", section 3; fairseq2 `models/w2vbert`.
 
-Differs: as `speechssl.objectives.wav2vec2`, from which the contrast is; the encoder is the one
-that is configured, where the paper's is a Conformer on filterbank features.
+Differs: as `speechssl.objectives.wav2vec2`, from which the contrast is; and
+- The encoder is the one that is configured; the paper's is a Conformer on filterbank features.
+- Masked frames become the encoder's learnt mask vector, as in fairseq2; the paper's become random
+  vectors.
+- Of several groups the cross entropy is the mean, so that its weight does not depend on their
+  number; fairseq2 adds them up. Published is one.
+- What w2v-BERT 2.0 adds, the codes of a random quantiser as further targets, is not here.
 
 Shape legend: N masked frames, D encoder width, G groups, V codes per group.
 """

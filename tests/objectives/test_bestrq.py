@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
 import torch
 from fakes import one
-from kinds import batch_for, build
+from kinds import ENCODER, batch_for, build
 
 from speechssl.nn.collapse import Collapsed
 from speechssl.nn.frame_masks import masked_frames
+from speechssl.nn.masking import span_mask
 from speechssl.objectives.bestrq import BestRQ, BestRQConfig, RandomQuantiser
 
 
@@ -110,6 +112,16 @@ def test_noise_takes_the_place_of_masked_filterbank_frames_and_nothing_else() ->
     whole = model(batch).total.item()
     parts = sum(model(one(batch, i)).total.item() for i in range(len(batch)))
     assert whole == pytest.approx(parts, rel=1e-5)
+
+
+def test_a_third_of_the_frames_is_masked_in_spans_of_400_ms() -> None:
+    """As with starts at 1 % of the filterbank's frames: 1 - exp(-0.4), a little less at the end."""
+    c = BestRQConfig(encoder=ENCODER)
+    mask = span_mask(
+        torch.full((200,), 500), torch.arange(200), probability=c.mask_probability,
+        span=c.mask_span, min_spans=c.mask_min_spans,
+    )  # fmt: skip
+    assert mask.float().mean().item() == pytest.approx(1 - math.exp(-0.4), abs=0.01)
 
 
 def test_the_detector_fires_on_constant_audio_and_stays_quiet_otherwise() -> None:
