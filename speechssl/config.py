@@ -65,11 +65,22 @@ class HeadConfig:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VocoderConfig:
+    """Base of every vocoder's configuration; `build` makes it for a mel definition."""
+
+    def build(self, mel: Any) -> Any:
+        raise ValueError(
+            f"vocoder: found the abstract {type(self).__name__}, want a concrete class, such as "
+            "class_path: speechssl.vocoder.config.SpectralConfig"
+        )
+
+
 def _parser(config_class: type, prog: str | None, description: str | None) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(
-        subclasses_enabled=[EncoderConfig, ObjectiveConfig, HeadConfig],
+        subclasses_enabled=[EncoderConfig, ObjectiveConfig, HeadConfig, VocoderConfig],
         docstring_parse_attribute_docstrings=True,
     )
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
@@ -187,7 +198,7 @@ def to_dict(config: Any) -> Any:
     """Plain nested values of a config: dicts, lists, scalars; polymorphic parts keep class_path."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-        if isinstance(config, EncoderConfig | ObjectiveConfig | HeadConfig):
+        if isinstance(config, EncoderConfig | ObjectiveConfig | HeadConfig | VocoderConfig):
             kind = type(config)
             return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": fields}
         return fields
