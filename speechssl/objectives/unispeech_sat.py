@@ -9,8 +9,8 @@ Differs:
   on how an update is cut; one utterance alone has nothing to tell apart.
 - The paper does not state the weights of its terms: the defaults here are ours.
 
-transformers has this model's heads but computes no loss (UniSpeechSatForPreTraining gives None), so
-there is none to compare values with.
+transformers has this model's heads but computes no loss (UniSpeechSatForPreTraining gives None); a
+test puts its heads and contrastive logits together, and finds the values here.
 
 Shape legend: B utterances, N masked frames of all of them, I instances per frame, D encoder width,
 F final width, G groups, V codes per group.

@@ -8,6 +8,7 @@ import pytest
 import torch
 from kinds import batch_for, build
 
+from speechssl.contract import EncoderOutput
 from speechssl.objectives.unispeech_sat import (
     UniSpeechSat,
     UniSpeechSatConfig,
@@ -74,6 +75,52 @@ def test_the_terms_join_by_their_weights() -> None:
     loss = model(batch)
     extra = 3.0 * loss.logs["utterance_nats"][0] + 0.2 * loss.logs["diversity"][0]
     assert loss.total.item() == pytest.approx((plain(batch).total + extra).item(), rel=1e-5)
+
+
+def test_the_terms_equal_those_of_transformers_heads_on_random_weights() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.UniSpeechSatConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        conv_dim=(16,) * 7, num_codevectors_per_group=8, codevector_dim=16, proj_codevector_dim=16,
+        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=4,
+    )  # fmt: skip
+    reference = transformers.UniSpeechSatForPreTraining(config).eval()
+    model = objective(final_dim=16, instances=7).eval()
+    batch = batch_for(model, (1.0, 1.0))
+    pairs = [
+        (model.utterance_norm, reference.layer_norm_for_extract),
+        (model.project_utterance, reference.speaker_proj),
+        (model.project_instance, reference.project_q),
+        (model.quantiser.logits, reference.quantizer.weight_proj),
+    ]
+    with torch.no_grad():
+        torch.nn.init.normal_(reference.layer_norm_for_extract.weight)
+        torch.nn.init.uniform_(reference.quantizer.codevectors)
+        for ours, theirs in pairs:
+            ours.load_state_dict(theirs.state_dict())
+        model.quantiser.codewords.copy_(reference.quantizer.codevectors.view(2, 8, 8))
+        hidden = reference.unispeech_sat(batch.wave, output_hidden_states=True).hidden_states[1]
+        lengths = torch.full((2,), hidden.shape[1])
+        scored = torch.rand(hidden.shape[:2]) < 0.6
+        x = reference.layer_norm_for_extract(hidden[scored])[None]
+        context, target = reference.speaker_proj(x), reference.project_q(reference.quantizer(x)[0])
+        _, taken, same = model.instances(batch, scored)
+        theirs = reference.compute_contrastive_logits(target, target[0, taken.T], context, 0.1)
+        truth = torch.cat([torch.ones(1, len(same)), same.T.float()])
+        bce = torch.nn.functional.binary_cross_entropy_with_logits
+        expected = bce(theirs, truth, reduction="none").mean(0).sum()
+        # In training mode its perplexity is that of the probabilities, without noise.
+        perplexity = reference.quantizer.train()(x)[1]
+        probabilities = model.quantiser(x[0]).probabilities
+        model.usage.update(probabilities.sum(0), scored.sum())
+        out = EncoderOutput((hidden,), (1,), lengths, 50.0, hidden)
+        logs: dict[str, Any] = {}
+        total = model.inner_terms(batch, out, {}, scored, logs)
+    count = int(scored.sum())
+    assert logs["utterance_nats"][0].item() == pytest.approx(expected.item(), rel=1e-4)
+    diversity = 1 - perplexity.item() / 16
+    assert logs["diversity"][0].item() / count == pytest.approx(diversity, rel=1e-4)
+    assert total.item() == pytest.approx(expected.item() + 0.1 * diversity * count, rel=1e-4)
 
 
 def test_a_layer_that_is_not_between_is_refused() -> None:
