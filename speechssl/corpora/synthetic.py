@@ -59,6 +59,9 @@ class Config:
     """Range of the ratio of speech to background noise, '[low,high]'; '[]' adds no noise."""
     reverb: bool = True
     """Give every speaker a small room."""
+    parallel: bool = False
+    """All speakers of a split and language say the same sentences, in the same moods; `sentence`
+    numbers them."""
     valid_share: float = 0.1
     """Share of the audio for the split valid."""
     test_share: float = 0.1
@@ -138,18 +141,25 @@ def _speakers(config: Config) -> list[Any]:
     return make_speakers(counts, languages, variants, seed=config.seed, reverb=config.reverb)
 
 
-def _utterance(config: Config, speaker: Any, index: int) -> Row:
-    """Speak, record and store utterance `index` of the speaker's split; return its cut."""
+def _utterance(config: Config, speaker: Any, index: int, turn: int) -> Row:
+    """Speak, record and store utterance `index` of the speaker's split; return its cut.
+
+    turn: how many each speaker of the split has spoken before.
+    """
     import soundfile
 
     from speechssl.corpora.synthetic_speakers import MOODS, TARGET_RATE, record, seeded
     from speechssl.corpora.synthetic_text import sentence
 
     rng = seeded(config.seed, "utterance", speaker.split, index)
+    # What is said and how; of parallel sentences it is the same for all who take part in the turn.
+    said = rng
+    if config.parallel:
+        said = seeded(config.seed, "sentence", speaker.split, speaker.language, turn)
     text_split = "test" if speaker.split == "test_languages" else speaker.split
-    spoken = sentence(rng, speaker.language, text_split, config.themes)
-    moody = rng.random() < config.emotion_share and config.emotions
-    emotion = rng.choice(config.emotions) if moody else "neutral"
+    spoken = sentence(said, speaker.language, text_split, config.themes)
+    moody = said.random() < config.emotion_share and config.emotions
+    emotion = said.choice(config.emotions) if moody else "neutral"
     mood = MOODS[emotion]
     speech = _STATE["synthesiser"].speak(
         spoken.written,
@@ -176,6 +186,8 @@ def _utterance(config: Config, speaker: Any, index: int) -> Row:
         **{"corpus": "synthetic", "theme": spoken.theme, "intent": spoken.intent},
         **{"slots": spoken.slots, "emotion": emotion, "variant": speaker.variant},
     }
+    if config.parallel:
+        custom["sentence"] = turn
     if ratio is not None:
         custom["snr_db"] = round(ratio, 2)
     return cut_row(
@@ -232,7 +244,8 @@ def _run_block(task: tuple[str, int, int]) -> float:
     """Make utterances start..stop of a split and write their rows; return their seconds."""
     split, start, stop = task
     config, speakers = _STATE["config"], _STATE["speakers"][split]
-    rows = [_utterance(config, speakers[i % len(speakers)], i) for i in range(start, stop)]
+    count = len(speakers)
+    rows = [_utterance(config, speakers[i % count], i, i // count) for i in range(start, stop)]
     part = _part(config.output, split, start)
     temporary = part.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -335,6 +348,8 @@ def _claim_output(config: Config) -> None:
     values = dataclasses.asdict(config)
     for name in ("output", "hours", "utterances", "jobs"):
         values.pop(name)
+    if not config.parallel:  # corpora that were made before there was this option stay valid
+        values.pop("parallel")
     mark = json.dumps({"version": _VERSION, **values}, sort_keys=True)
     file = Path(config.output) / "synthetic.json"
     (Path(config.output) / "parts").mkdir(parents=True, exist_ok=True)

@@ -279,3 +279,36 @@ def test_splits_have_speakers_of_every_language_where_there_are_enough() -> None
 def test_wrong_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config(output="x", **options)
+
+
+def test_parallel_sentences_are_said_by_all_speakers_of_a_language(tmp_path: Path) -> None:
+    options = {"languages": ["en-us", "es"], "speakers": 8, "jobs": 1, "parallel": True}
+    prepare(Config(output=str(tmp_path / "a"), utterances=50, **options))
+    for rows in _rows(tmp_path / "a").values():
+        spoken: dict[tuple[str, int], list[dict]] = {}
+        for row in rows:
+            only = row["supervisions"][0]
+            spoken.setdefault((only["language"], only["custom"]["sentence"]), []).append(only)
+        for group in spoken.values():
+            said = {(s["text"], s["custom"]["emotion"]) for s in group}
+            assert len(said) == 1
+            assert len({s["speaker"] for s in group}) == len(group)
+    train = [r["supervisions"][0] for r in _rows(tmp_path / "a")["train"]]
+    english = {s["speaker"] for s in train if s["language"] == "en-us"}
+    first = [s for s in train if s["language"] == "en-us" and s["custom"]["sentence"] == 0]
+    assert len(first) == len(english) == 2
+    assert len({s["text"] for s in train if s["speaker"] == min(english)}) > 3
+    # A longer corpus begins with the same; without the option it is another one.
+    prepare(Config(output=str(tmp_path / "b"), utterances=70, **options))
+    shorter, longer = _rows(tmp_path / "a")["train"], _rows(tmp_path / "b")["train"]
+    assert fingerprint(longer[: len(shorter)]) == fingerprint(shorter)
+    with pytest.raises(ValueError, match="other options"):
+        prepare(Config(output=str(tmp_path / "a"), utterances=50, **options | {"parallel": False}))
+
+
+def test_a_corpus_from_before_there_were_parallel_sentences_is_continued(tmp_path: Path) -> None:
+    config = Config(output=str(tmp_path), utterances=3, speakers=3, languages=["en-us"], jobs=1)
+    prepare(config)
+    assert "parallel" not in (tmp_path / "synthetic.json").read_text()
+    rows = _rows(tmp_path)
+    assert all("sentence" not in r["supervisions"][0]["custom"] for x in rows.values() for r in x)
