@@ -125,6 +125,11 @@ class Hubert(Objective):
         """The (B, L) signal that the encoder reads."""
         return batch.wave
 
+    def encode(self, batch: Batch, mask: Tensor) -> EncoderOutput:
+        """Hidden states of masked input, of which the last is what predicts."""
+        wave = self.input_wave(batch)
+        return self.encoder(wave, batch.wave_lengths, mask=mask, layers=[*self.inner_layers, -1])
+
     def inner_terms(
         self, batch: Batch, out: EncoderOutput, labels: Labels, scored: Tensor, logs: Logs
     ) -> Tensor:
@@ -144,8 +149,7 @@ class Hubert(Objective):
     def forward(self, batch: Batch) -> Loss:
         mask, valid = self.frame_mask(batch)
         labels = {name: self._labels(batch, name, mask) for name in self.heads}
-        wave = self.input_wave(batch)
-        out = self.encoder(wave, batch.wave_lengths, mask=mask, layers=[*self.inner_layers, -1])
+        out = self.encode(batch, mask)
 
         labelled = torch.zeros_like(mask)
         for target in labels.values():

@@ -15,6 +15,8 @@ VOCABULARY = 5
 """Tokens of transcripts, the blank included."""
 TOPICS = 4
 """Topics of utterances."""
+SPEAKERS = 3
+"""Speakers of utterances."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,9 +78,9 @@ def make_batch(
     seed: int = 0,
     views: Sequence[str] = (),
 ) -> Batch:
-    """Noise utterances with random labels, three tokens and a topic each; utterance i is the same
-    whatever stands beside it."""
-    waves, labels, text, topics = [], {name: [] for name in classes}, [], []
+    """Noise utterances with random labels, three tokens, a topic and a speaker each; utterance i is
+    the same whatever stands beside it."""
+    waves, labels, text, topics, speakers = [], {name: [] for name in classes}, [], [], []
     for i, s in enumerate(seconds):
         random = torch.Generator().manual_seed(seed + i)
         waves.append(torch.randn(int(s * 16000), generator=random))
@@ -87,6 +89,7 @@ def make_batch(
             labels[name].append(torch.randint(k, (frames,), generator=random))
         text.append(torch.randint(1, VOCABULARY, (3,), generator=random))
         topics.append(torch.randint(TOPICS, (), generator=random))
+        speakers.append(torch.randint(SPEAKERS, (), generator=random))
     lengths = torch.tensor([len(w) for w in waves])
     wave = nn.utils.rnn.pad_sequence(waves, batch_first=True)
     targets = {
@@ -94,7 +97,7 @@ def make_batch(
         for k, v in labels.items()
     }
     targets |= {"text": torch.cat(text), "text_lengths": torch.tensor([len(t) for t in text])}
-    targets["topics"] = torch.stack(topics)
+    targets |= {"topics": torch.stack(topics), "speakers": torch.stack(speakers)}
     return Batch(
         wave=wave,
         wave_lengths=lengths,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import TOPICS, VOCABULARY, make_batch, some
+from fakes import SPEAKERS, TOPICS, VOCABULARY, make_batch, some
 
 import speechssl.objectives
 from speechssl.config import ObjectiveConfig
@@ -56,6 +56,17 @@ UNITS = UnitTransformerConfig(
 DEFAULTS: dict[str, Any] = {"encoder": ENCODER, "classes": CLASSES, "final_dim": 32}
 SMALL: dict[str, dict[str, Any]] = {
     "BestRQConfig": {"codes": 16, "codebooks": 2},
+    "ContentVecConfig": {
+        "contrast_layer": 1,
+        "contrast_growth": 0.1,
+        "negatives": 10,
+        "speaker_layers": 1,
+        "speaker_heads": 4,
+        "speaker_ffn_dim": 64,
+        "speaker_dropout": 0.0,
+        "speaker_dim": 8,
+        "speakers": SPEAKERS,
+    },
     "Data2vec2Config": {
         "target_layers": 2,
         "masks": 3,
