@@ -187,6 +187,52 @@ def test_a_run_starts_from_a_public_model(config_file, tmp_path: Path) -> None:
         pretrain.load_encoder(dataclasses.replace(ours, heads=4), str(tmp_path / "public"))
 
 
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        ("dinosr.DinoSRConfig", {"target_layers": 1, "codes": 8}),
+        ("wav2vec2.Wav2vec2Config", {"codes": 8, "negatives": 5, "final_dim": 16}),
+    ],
+)
+def test_a_public_model_is_pretrained_further_with_another_objective(
+    config_file, tmp_path: Path, objective: str, options: dict
+) -> None:
+    """A HuBERT of transformers', under an infinite schedule: what leaves is what entered if nothing
+    is learnt, and otherwise opens as the public model does, and differs."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.HubertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        conv_dim=(16,) * 7, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=4,
+    )  # fmt: skip
+    public = tmp_path / "public"
+    transformers.HubertModel(theirs).save_pretrained(public)
+    held = load(public).encoder
+    values = yaml.safe_load(config_file.read_text())
+    values["data"] |= {"labels": {}, "batch_seconds": 4}
+    encoder = {"class_path": ENCODER["class_path"], "init_args": {
+        "front_dim": 16, "layers": 2, "dim": 32, "ffn_dim": 48, "heads": 2, "layerdrop": 0.1,
+        "pos_conv_kernel": 8, "pos_conv_groups": 4,
+    }}  # fmt: skip
+    values["objective"] = {
+        "class_path": f"speechssl.objectives.{objective}",
+        "init_args": {"encoder": encoder, **options},
+    }
+    values["train"] |= {"schedule": "infinite", "warmup_steps": 1, "cooldown_steps": 1}
+    path = tmp_path / "further.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert init(path, tmp_path / "same", public) == 0
+    words = ("--init-from", str(public), "--train.steps", "4")
+    assert pretrain.main(command(path, tmp_path / "moved", *words)) == 0
+    same, moved = (load(tmp_path / name).encoder.state_dict() for name in ("same", "moved"))
+    before = held.state_dict()
+    assert before.keys() == same.keys() == moved.keys()
+    assert all(torch.equal(before[k], same[k]) for k in before)
+    learnt = [k for k in before if not torch.equal(before[k], moved[k])]
+    assert len(learnt) > len(before) / 2 and all(moved[k].isfinite().all() for k in before)
+    rates = [x["lr"] for x in lines(tmp_path / "moved") if x["split"] == "train"]
+    assert rates and min(rates) > 0
+
+
 def test_what_a_run_cannot_start_from_is_named(config_file, short_run, tmp_path, capsys) -> None:
     assert init(config_file, tmp_path / "a", tmp_path / "none") == 2
     assert "is neither a folder nor a file" in capsys.readouterr().err
