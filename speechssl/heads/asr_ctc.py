@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from speechssl.config import HeadConfig
 from speechssl.contract import Batch, Encoder, EncoderOutput, Loss, Objective
+from speechssl.heads.interfaces import InterfaceKind, build_interface
+from speechssl.nn.adapters import AdapterConfig, attach
 from speechssl.nn.ctc import BLANK, alignable, ctc_sum, text_targets
 from speechssl.nn.masking import channel_mask, span_mask
 
@@ -36,6 +38,10 @@ class CtcConfig(HeadConfig):
     """Encoder layer that is read; -1 is the last."""
     weighted_layers: bool = False
     """Read a learnt weighted sum of all layers instead (for frozen encoders)."""
+    interface: InterfaceKind = "sum"
+    """How weighted_layers joins them: sum, grouped, concat or convolution (heads.interfaces)."""
+    groups: int = 1
+    """grouped: blocks of channels with weights of their own."""
     normalise_layers: bool = False
     """Bring each frame that is read to mean 0 and variance 1 first (not in SUPERB)."""
     upsample: int = 1
@@ -65,6 +71,8 @@ class CtcConfig(HeadConfig):
     """Layers that get a CTC loss of their own through the same output layer."""
     intermediate_weight: float = 0.3
     """Share of the mean intermediate loss in the total."""
+    adapters: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+    """What learns inside an encoder that is otherwise frozen; it then runs in training mode."""
 
     def __post_init__(self) -> None:
         if self.upsample < 1:
@@ -75,6 +83,16 @@ class CtcConfig(HeadConfig):
             raise ValueError(
                 f"intermediate_layers: found {self.intermediate_layers} with hidden="
                 f"{self.hidden!r}, want hidden='none': the output layer reads encoder layers"
+            )
+        if self.interface != "sum" and (not self.weighted_layers or self.intermediate_layers):
+            raise ValueError(
+                f"interface: found {self.interface!r}, want weighted_layers: true with it, and no "
+                "intermediate_layers: it reads all layers, and may be of another width"
+            )
+        if self.adapters.kind != "none" and self.freeze_encoder_steps >= 0:
+            raise ValueError(
+                f"adapters.kind: found {self.adapters.kind} with freeze_encoder_steps "
+                f"{self.freeze_encoder_steps}, want -1: the encoder's own weights stay as they are"
             )
 
     def build(self, encoder: Encoder) -> CtcHead:
@@ -95,8 +113,17 @@ class CtcHead(Objective):
         self.encoder = encoder
         dim = encoder.dim
         self._layers = _layer_numbers(config, encoder.num_layers)
-        if config.weighted_layers:
+        if config.weighted_layers and config.interface == "sum":
             self.layer_weights = nn.Parameter(torch.zeros(encoder.num_layers + 1))
+        elif config.weighted_layers:
+            self.interface = build_interface(
+                config.interface,
+                encoder.num_layers + 1,
+                encoder.dim,
+                normalise=config.normalise_layers,
+                groups=config.groups,
+            )
+            dim = self.interface.output_size
         if config.upsample > 1:
             self.upsample = nn.Linear(dim, dim * config.upsample)
         if config.hidden == "mlp":
@@ -111,6 +138,8 @@ class CtcHead(Objective):
             _front_end(encoder).requires_grad_(False)
         if config.freeze_encoder_steps < 0:
             encoder.requires_grad_(False)
+        if config.adapters.kind != "none":
+            self.adapters = attach(encoder, config.adapters)
 
     @property
     def layers(self) -> list[int]:
@@ -121,7 +150,8 @@ class CtcHead(Objective):
 
     def train(self, mode: bool = True) -> CtcHead:
         super().train(mode)
-        if mode and self.config.freeze_encoder_steps < 0:
+        always = self.config.freeze_encoder_steps < 0
+        if mode and always and self.config.adapters.kind == "none":
             self.encoder.eval()
         return self
 
@@ -162,7 +192,9 @@ class CtcHead(Objective):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             wanted = None if self.config.weighted_layers else layers
             out = self.encoder(wave, wave_lengths, layers=wanted, **masks)
-        if self.config.weighted_layers:
+        if self.config.interface != "sum":
+            first = self.interface(out)
+        elif self.config.weighted_layers:
             mix = self.layer_weights.softmax(0)
             states = [self._frames(out, n) for n in out.layers]
             first = torch.stack([w * h for w, h in zip(mix, states, strict=True)]).sum(0)
@@ -192,7 +224,9 @@ class CtcHead(Objective):
     def _encoder_is_frozen(self) -> bool:
         steps = self.config.freeze_encoder_steps
         # Without frozen steps nothing waits for the device here.
-        return steps < 0 or (steps > 0 and int(self.step) < steps)
+        if steps < 0:
+            return self.config.adapters.kind == "none"
+        return steps > 0 and int(self.step) < steps
 
     def _masks(self, samples: int, wave_lengths: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         config, masks = self.config, {}

@@ -100,7 +100,7 @@ class Model:
     def fold_adapters(self) -> None:
         """Leave in the encoder's own tensors what a head has tuned inside it, for use without it.
 
-        Raises ValueError for Houlsby adapters, which are no change of any tensor.
+        Raises ValueError for adapters that are no change of any tensor, such as Houlsby's.
         """
         adapters: Any = getattr(self.head, "adapters", None)
         if adapters is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from speechssl.contract import Batch
 from speechssl.encoders.multires import MultiresConfig
 from speechssl.encoders.transformer import TransformerConfig, TransformerEncoder
 from speechssl.heads.asr_ctc import CtcConfig, CtcHead, best_path, edit_distance
+from speechssl.model_file import open_model, save_model
+from speechssl.nn.adapters import AdapterConfig
 
 VOCAB = 6
 
@@ -106,6 +109,8 @@ def test_the_loss_is_the_sum_over_all_paths() -> None:
 KINDS: list[dict[str, Any]] = [
     {},
     {"weighted_layers": True},
+    {"weighted_layers": True, "interface": "convolution", "upsample": 2},
+    {"weighted_layers": True, "interface": "grouped", "groups": 2, "normalise_layers": True},
     {"upsample": 2},
     {"hidden": "mlp", "hidden_layers": 2, "hidden_dim": 24},
     {"hidden": "blstm", "hidden_dim": 12},
@@ -271,3 +276,45 @@ def test_layers_of_a_lower_rate_are_read_at_the_encoders(weighted: bool) -> None
     assert scores.shape[:2] == (3, int(lengths.max()))
     assert torch.equal(scores[:, :-1:2], scores[:, 1::2]) != weighted
     assert torch.isfinite(built(whole).total)
+
+
+ADAPTED = [{"kind": "lora", "dim": 2}, {"kind": "conv", "dim": 3}, {"kind": "prefix", "dim": 2}]
+
+
+@pytest.mark.parametrize("options", ADAPTED, ids=lambda o: o["kind"])
+def test_adapters_learn_in_a_frozen_encoder_and_travel_with_the_head(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    adapters, data = AdapterConfig(**options), batch()
+    plain = head(freeze_encoder_steps=-1).eval()
+    model = head(freeze_encoder_steps=-1, adapters=adapters).eval()
+    ask = data.wave, data.wave_lengths
+    assert torch.equal(model.log_probs(*ask)[0], plain.log_probs(*ask)[0])
+    model.train()
+    assert model.encoder.training
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(2):  # in the first update all but what is zero have no gradient
+        optimiser.zero_grad()
+        model(data).total.backward()
+        optimiser.step()
+    learnt = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learnt == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert any(n.startswith("adapters.") for n in learnt)
+    frozen = plain.encoder.state_dict()
+    assert all(torch.equal(v, frozen[k]) for k, v in model.encoder.state_dict().items())
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("encoder.")}
+    save_model(
+        tmp_path, model.encoder.config, model.encoder.state_dict(), head_config=model.config,
+        head_state=own,
+    )  # fmt: skip
+    opened: Any = open_model(tmp_path).head
+    assert torch.equal(opened.log_probs(*ask)[0], model.eval().log_probs(*ask)[0])
+    with pytest.raises(ValueError, match="freeze_encoder_steps 0"):
+        head(adapters=adapters)
+
+
+def test_another_interface_wants_all_layers() -> None:
+    with pytest.raises(ValueError, match="interface: found 'concat'"):
+        head(interface="concat")
+    with pytest.raises(ValueError, match="interface: found 'concat'"):
+        head(interface="concat", weighted_layers=True, intermediate_layers=[1])

@@ -146,7 +146,5 @@ def test_mistakes_are_named() -> None:
         build_interface("grouped", 4, 6, normalise=True)
     with pytest.raises(ValueError, match="found concat with 2"):
         build_interface("concat", 4, 6, normalise=True, groups=2)
-    with pytest.raises(
-        ValueError, match="groups: found 4, want a divisor"
-    ):
+    with pytest.raises(ValueError, match="groups: found 4, want a divisor"):
         build_interface("grouped", 4, 6, normalise=True, groups=4)

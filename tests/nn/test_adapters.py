@@ -21,6 +21,10 @@ SMALL = TransformerConfig(
 KINDS: list[dict[str, Any]] = [
     {"kind": "houlsby", "dim": 5},
     {"kind": "houlsby", "dim": 5, "both": False},
+    {"kind": "pfeiffer", "dim": 5},
+    {"kind": "conv", "dim": 5, "kernel": 3},
+    {"kind": "adapter_bias"},
+    {"kind": "prefix", "dim": 4},
     {"kind": "lora", "dim": 3},
     {"kind": "lora", "dim": 3, "projections": list(PARTS), "alpha": 6.0},
     {"kind": "bitfit"},
@@ -35,6 +39,11 @@ BASE = [
     ({"kind": "lora", "dim": 16, "projections": list(PARTS[:4])}, 8 * 768 * 16 * 12, 1_179_648),
     ({"kind": "houlsby", "dim": 32, "both": False}, (2 * 768 * 32 + 32 + 768) * 12, 599_424),
     ({"kind": "houlsby", "dim": 32}, 2 * (2 * 768 * 32 + 32 + 768) * 12, 1_198_848),
+    ({"kind": "houlsby", "dim": 256}, 2 * (2 * 768 * 256 + 256 + 768) * 12, 9_461_760),
+    ({"kind": "pfeiffer", "dim": 32}, (2 * 768 * 32 + 32 + 768) * 12, 599_424),
+    ({"kind": "adapter_bias"}, (2 * 768 + 1) * 12, 18_444),
+    ({"kind": "prefix", "dim": 6}, 12 * 768 * 12, 110_592),
+    ({"kind": "conv", "dim": 32, "kernel": 5}, (2 * 768 * 32 + 32 + 768 + 32 * 6) * 12, 601_728),
     ({"kind": "none"}, 0, 0),
 ]  # fmt: skip
 
@@ -101,6 +110,22 @@ def test_the_encoder_s_tensors_keep_their_names_and_values(options: Any) -> None
     assert own == (options["kind"] in ("bitfit", "layer_norm"))
 
 
+# Large, D = 1024, L = 24: shares of 316.6 M parameters.
+@pytest.mark.parametrize(
+    ("options", "percent"),
+    [
+        ({"kind": "lora", "dim": 8}, 0.248),
+        ({"kind": "houlsby", "dim": 32, "both": False}, 0.505),
+        ({"kind": "bitfit"}, 0.085),
+    ],
+)
+def test_shares_are_those_published_for_large(options: Any, percent: float) -> None:
+    with torch.device("meta"):
+        large = TransformerConfig(layers=24, dim=1024, ffn_dim=4096, heads=16).build()
+        added = attach(large, AdapterConfig(**options))
+    assert 100 * learning(large, added) / 316.6e6 == pytest.approx(percent, abs=6e-4)
+
+
 @pytest.mark.parametrize("options", [o for o in KINDS if o["kind"] in ("houlsby", "lora")])
 def test_what_is_attached_changes_features_as_its_formula_says(options: Any) -> None:
     model = encoder().eval()
@@ -129,7 +154,72 @@ def test_what_is_attached_changes_features_as_its_formula_says(options: Any) -> 
     assert torch.allclose(layer.attention.qkv(x), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [o for o in KINDS if o["kind"] != "houlsby"])
+def changed(options: dict[str, Any]) -> tuple[Any, Any]:
+    """An encoder's first layer and what was attached to it, no longer at its start."""
+    model = encoder().eval()
+    added = attach(model, AdapterConfig(**options))
+    torch.manual_seed(5)
+    for p in added.parameters():
+        p.data = 0.2 * torch.randn_like(p)
+    return model.layers[0], added.layers[0]
+
+
+def test_a_shift_is_along_one_vector() -> None:
+    layer, own = changed({"kind": "adapter_bias"})
+    x = torch.randn(2, 4, 64)
+    y = nn.functional.linear(x, layer.fc2.weight, layer.fc2.bias)
+    unit = own["fc2"]
+    expected = y + (y @ unit.weigh.weight[0] + unit.weigh.bias)[..., None] * unit.vector
+    assert torch.allclose(layer.fc2(x), expected, atol=1e-5)
+
+
+def test_a_prefix_is_attended_to_by_every_head() -> None:
+    layer, own = changed({"kind": "prefix", "dim": 4})
+    plain = copy.deepcopy(layer)
+    for module in (plain.attention.qkv, plain.attention.out):
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    x, unit = torch.randn(2, 5, 32), own["attention"]
+    queries = plain.attention.qkv(x)[..., :32]
+    added = []
+    for head in range(4):  # of width 8
+        part = slice(8 * head, 8 * head + 8)
+        weights = (queries[..., part] @ unit.keys[:, part].T / 8**0.5).softmax(-1)
+        added.append(weights @ unit.values[:, part])
+    change = torch.cat(added, -1) @ plain.attention.out.weight.T
+    assert torch.allclose(layer.attention(x), plain.attention(x) + change, atol=1e-5)
+
+
+def test_the_convolution_spans_its_frames_and_no_more() -> None:
+    _, own = changed({"kind": "conv", "dim": 5, "kernel": 3})
+    unit, y = own["fc2"], torch.randn(1, 9, 32, requires_grad=True)
+    unit(y, None)[0, 4].sum().backward()
+    assert [t for t in range(9) if y.grad[0, t].any()] == [3, 4, 5]
+
+
+def test_a_copy_can_be_made_behind_a_forward_pass() -> None:
+    for options in KINDS:
+        model = nn.ModuleDict({"encoder": encoder()})
+        model["added"] = attach(model["encoder"], AdapterConfig(**options))
+        last(model["encoder"])
+        assert torch.equal(last(copy.deepcopy(model)["encoder"]), last(model["encoder"]))
+
+
+def test_merged_lora_is_unmerged_lora_in_float64() -> None:
+    model = encoder().eval().double()
+    added = attach(model, AdapterConfig(kind="lora", dim=3, projections=list(PARTS), alpha=6.0))
+    for p in added.parameters():
+        p.data = 0.2 * torch.randn_like(p, dtype=torch.float64)
+    added.double()
+    x = torch.randn(2, 7, 32, dtype=torch.float64)
+    before = model.layers[1](x)
+    added.fold()
+    assert (model.layers[1](x) - before).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "options", [o for o in KINDS if o["kind"] in ("lora", "bitfit", "layer_norm")]
+)
 def test_folded_is_unfolded(options: Any) -> None:
     model = encoder().eval()
     added = attach(model, AdapterConfig(**options))
@@ -156,7 +246,7 @@ def test_a_copy_has_adapters_of_its_own() -> None:
 
 
 def test_padding_changes_nothing_with_adapters() -> None:
-    for options in KINDS[:4]:
+    for options in KINDS[:8]:
         model = encoder().eval()
         for p in attach(model, AdapterConfig(**options)).parameters():
             p.data += 0.1 * torch.randn_like(p)
@@ -170,6 +260,8 @@ def test_padding_changes_nothing_with_adapters() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="dim: found 0"):
         AdapterConfig(dim=0)
+    with pytest.raises(ValueError, match="kernel: found 4"):
+        AdapterConfig(kind="conv", kernel=4)
     with pytest.raises(ValueError, match="projections: found"):
         AdapterConfig(projections=["q", "w"])
     conformer = ConformerConfig.wav2vec2_large(
@@ -177,5 +269,5 @@ def test_mistakes_are_named() -> None:
     )
     with pytest.raises(ValueError, match="ConformerEncoder"):
         attach(conformer.build(), AdapterConfig(kind="lora"))
-    with pytest.raises(ValueError, match="cannot hold bottlenecks"):
+    with pytest.raises(ValueError, match="cannot hold what"):
         attach(encoder(), AdapterConfig(kind="houlsby")).fold()
