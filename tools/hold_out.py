@@ -9,12 +9,11 @@ Which ones is decided by a hash of their ids. Classes of fewer than --least cuts
 from __future__ import annotations
 
 import argparse
-import hashlib
-from collections import defaultdict
 from pathlib import Path
 
 from speechssl.corpora.manifest import JsonlWriter
 from speechssl.data.fields import cut_rows, field_of
+from speechssl.data.splits import held_out
 
 
 def main() -> None:
@@ -27,20 +26,14 @@ def main() -> None:
     parser.add_argument("--valid", type=Path, required=True)
     options = parser.parse_args()
     rows = [row for row in cut_rows(options.cuts) if field_of(row, options.field) is not None]
-    by_class: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        by_class[str(field_of(row, options.field))].append(row["id"])
-    held: set[str] = set()
-    for ids in by_class.values():
-        if len(ids) >= options.least:
-            ids.sort(key=lambda i: hashlib.sha256(i.encode()).digest())
-            held.update(ids[: max(1, round(options.share * len(ids)))])
+    held = held_out(rows, options.field, options.share, options.least)
+    values = {field_of(row, options.field) for row in rows}
     writers = {True: JsonlWriter(options.valid), False: JsonlWriter(options.train)}
     for row in rows:
         writers[row["id"] in held].write(row)
     for writer in writers.values():
         writer.close()
-    print(f"{len(by_class)} values of {options.field}: {len(rows) - len(held)} cuts to train on, "
+    print(f"{len(values)} values of {options.field}: {len(rows) - len(held)} cuts to train on, "
           f"{len(held)} held out")  # fmt: skip
 
 

@@ -17,10 +17,12 @@ VERBS = {
     "export": "turn a checkpoint into the model.safetensors that load() opens",
     "decode": "transcribe, classify or embed with a fine-tuned model",
     "score": "error rates of a decoding, a classification or speaker verification",
+    "score-conversion": "converted voices against the target's: MCD, F0, speaker, WER",
     "lm": "estimate an n-gram language model for decoding",
     "extract": "frame features of any layer, for any audio",
     "report": "one HTML page about an experiment",
     "probe": "what each layer holds: ranks, CKA, PNMI, phones and speakers",
+    "suite": "upstreams on tasks: one table, suite.json and a page",
     "bench": "benchmarks against other libraries, in one run",
 }
 
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    program = importlib.import_module(f"speechssl.bin.{argv[0]}")
+    program = importlib.import_module(f"speechssl.bin.{argv[0].replace('-', '_')}")
     return program.main(argv[1:]) or 0
 
 

@@ -1,0 +1,182 @@
+"""`speechssl suite`: upstreams on tasks, as one table, suite.json and a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from speechssl.config import parse
+
+if TYPE_CHECKING:
+    from speechssl.bin.suite_cell import Upstream
+    from speechssl.bin.suite_task import TaskConfig
+
+DESCRIPTION = """Run upstreams on tasks and compare them in one table:
+speechssl suite --tasks egs/realmini/suite/tasks --corpora DIR --upstreams "[logmel,PATH]" \\
+  --output exp/suite
+
+A task is one YAML file: its corpus, how that is divided, a head, a metric. An upstream is logmel,
+random, a YAML file of an encoder (random weights), or a model's folder, own or of transformers.
+It stays frozen: it runs once per utterance, and heads of all learning rates read its features.
+
+Interrupted anywhere, the same command goes on. A missing corpus is named, and the other tasks run.
+suite.json, table.md and index.html are written after each cell."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuiteOptions:
+    tasks: str
+    """Folder of tasks, one YAML file each."""
+    corpora: str
+    """Folder that holds the corpora's folders."""
+    upstreams: list[str]
+    """What to compare, one row each; NAME=... names a row."""
+    output: str
+    """Folder for everything that is made."""
+    only: list[str] = dataclasses.field(default_factory=list)
+    """Tasks to run, in this order; empty: all."""
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [1])
+    """Seeds of each cell; several give a mean and a deviation."""
+    rates: list[float] = dataclasses.field(default_factory=list)
+    """Learning rates to choose from, in place of each task's own."""
+    steps: int = 0
+    """Updates of each head, in place of each task's own; 0: the task's."""
+    overrides: list[str] = dataclasses.field(default_factory=list)
+    """Further options of finetune, such as [--train.valid_every,50]."""
+    cache: bool = True
+    """Keep the features of each frozen upstream while its tasks run; false: compute them again in
+    every update."""
+    cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Number type of those features."""
+    keep_features: bool = False
+    """Leave them on disk when an upstream's tasks are done."""
+    energy: Literal["auto", "codecarbon", "none"] = "auto"
+    """Energy of each cell by codecarbon (offline), if it is installed."""
+    country: str = "USA"
+    """Three-letter code of the country, which codecarbon asks for; it changes no kWh."""
+    watts_per_core: float | None = None
+    """Without codecarbon: power of a busy core, for an estimate from CPU seconds; none: no
+    estimate."""
+
+    def __post_init__(self) -> None:
+        if not self.upstreams or not self.seeds:
+            raise ValueError("upstreams, seeds: found none, want one or more of each")
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse(SuiteOptions, argv, prog="speechssl suite", description=DESCRIPTION)
+    try:
+        return run(options)
+    except ValueError as error:
+        print(f"speechssl suite: error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options: SuiteOptions) -> int:
+    """0 if every cell whose corpus is there was scored, else 1, or that of a signal."""
+    from speechssl.bin.energy import Meter
+    from speechssl.bin.suite_cell import find_upstream
+    from speechssl.bin.suite_task import missing_folders, read_tasks
+
+    tasks = read_tasks(options.tasks, options.only)
+    upstreams = [find_upstream(text) for text in options.upstreams]
+    if len({u.name for u in upstreams}) < len(upstreams):
+        raise ValueError(
+            f"upstreams: found one name twice in {[u.name for u in upstreams]}, want NAME=... "
+            "before one of them"
+        )
+    Meter(options.energy, options.country, options.watts_per_core)  # refuses before it starts
+    suite = _Suite(options, tasks, upstreams)
+    for name, task in tasks.items():
+        missing = missing_folders(task, options.corpora)
+        if missing:
+            suite.missing[name] = (
+                f"found no folder {', '.join(missing)} in {options.corpora}; {task.obtain}"
+            )
+            print(f"task {name} is left out: {suite.missing[name]}", file=sys.stderr)
+    return suite.run()
+
+
+class _Suite:
+    """All cells of a run, done or not, and what is written of them."""
+
+    def __init__(
+        self, options: SuiteOptions, tasks: dict[str, TaskConfig], upstreams: list[Upstream]
+    ) -> None:
+        self.options, self.tasks, self.upstreams = options, tasks, upstreams
+        self.output = Path(options.output)
+        self.missing: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+        self.cells: list[dict[str, Any]] = []
+
+    def run(self) -> int:
+        from speechssl.bin.suite_cell import Interrupted
+
+        try:
+            for upstream in self.upstreams:
+                for name in self.tasks:
+                    if name not in self.missing:
+                        for seed in self.options.seeds:
+                            self._cell(upstream, name, seed)
+                if not self.options.keep_features:
+                    shutil.rmtree(self.output / "features" / upstream.name, ignore_errors=True)
+        except Interrupted as stopped:
+            return stopped.status
+        finally:
+            self.write()
+        print((self.output / "table.md").read_text())
+        for name, why in self.failed.items():
+            print(f"{name} failed: {why}", file=sys.stderr)
+        return 1 if self.failed else 0
+
+    def _cell(self, upstream: Upstream, name: str, seed: int) -> None:
+        from speechssl.bin.energy import Meter
+        from speechssl.bin.suite_cell import run_cell
+        from speechssl.bin.suite_task import make_cuts
+
+        options = self.options
+
+        def meter() -> Meter:
+            return Meter(options.energy, options.country, options.watts_per_core)
+
+        print(f"== {upstream.name}, {name}, seed {seed}", file=sys.stderr)
+        folder = self.output / "runs" / upstream.name / name / f"seed{seed}"
+        try:
+            folds = make_cuts(self.tasks[name], options.corpora, self.output / "data" / name)
+            cell = run_cell(upstream, self.tasks[name], folds, seed, folder, options, meter)
+        except (ValueError, OSError) as error:
+            self.failed[f"{upstream.name}, {name}, seed {seed}"] = str(error)
+            print(f"{upstream.name}, {name}, seed {seed} failed: {error}", file=sys.stderr)
+            return
+        self.cells.append({"upstream": upstream.name, "task": name, **cell})
+        self.write()
+
+    def write(self) -> None:
+        import datetime
+
+        from speechssl import __version__
+        from speechssl.bin.suite_cell import write_json
+        from speechssl.config import to_dict
+        from speechssl.report.page import write_page
+        from speechssl.report.suite import markdown, render_suite
+
+        now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+        values = {
+            "made": f"speechssl {__version__}, {now}",
+            "options": to_dict(self.options),
+            "upstreams": [u.name for u in self.upstreams],
+            "tasks": {name: to_dict(task) for name, task in self.tasks.items()},
+            "missing": self.missing,
+            "failed": self.failed,
+            "cells": self.cells,
+        }
+        write_json(self.output / "suite.json", values)
+        write_page(self.output / "table.md", markdown(values))
+        write_page(self.output / "index.html", render_suite(values))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

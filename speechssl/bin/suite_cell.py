@@ -1,0 +1,240 @@
+"""One cell of `speechssl suite`: an upstream on a task with one seed, from cuts to its score."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from speechssl.bin.suite_task import Fold, TaskConfig
+from speechssl.config import to_dict
+
+KEPT = ("predictions.jsonl", "hyp.jsonl")
+"""Answers per utterance that folds are pooled of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Upstream:
+    """name: of its row. arguments: what it adds to `speechssl finetune`. stamp: of its files."""
+
+    name: str
+    arguments: tuple[str, ...]
+    stamp: str
+
+
+def find_upstream(text: str) -> Upstream:
+    """`[NAME=]logmel`, `[NAME=]random`, a YAML file of an encoder, or a model's folder.
+
+    Raises `ValueError` for anything else.
+    """
+    name, _, what = text.rpartition("=")
+    path = Path(what)
+    if what == "logmel":
+        kind = "speechssl.encoders.log_mel.LogMelConfig"
+        return Upstream(name or what, ("--encoder", kind), what)
+    if what == "random":
+        kind = "speechssl.encoders.transformer.TransformerConfig"
+        return Upstream(name or what, ("--encoder", kind), what)
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        return Upstream(name or path.stem, ("--config", what), path.read_text())
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json", ".bin"))
+        stamp = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+        return Upstream(name or path.resolve().name, ("--init", what), json.dumps(stamp))
+    raise ValueError(
+        f"upstreams: found {text!r}, want logmel, random (HuBERT Base with random weights), a "
+        "YAML file with `encoder:` (random weights), or a folder: own (model.json) or of "
+        "transformers (config.json); NAME=... gives another name"
+    )
+
+
+def arguments(
+    upstream: Upstream, task: TaskConfig, fold: Fold, seed: int, options: Any, output: str
+) -> list[str]:
+    """Options of `speechssl finetune` for a fold; the task's own are in OUTPUT.yaml."""
+    words = ["--config", output + ".yaml", *upstream.arguments, *options.overrides]
+    words += ["--data.train", f"[{fold.train}]", "--data.valid", f"[{fold.valid}]"]
+    words += ["--data.seed", str(seed), "--train.seed", str(seed), "--output", output]
+    if options.cache:
+        words += ["--cache", str(Path(options.output) / "features" / upstream.name)]
+        words += ["--cache_dtype", options.cache_dtype]
+    if options.steps:
+        words += ["--train.steps", str(options.steps)]
+    rates = options.rates or task.rates
+    if rates:
+        words += ["--rates", json.dumps(rates)]
+    return words
+
+
+class Interrupted(Exception):
+    """Training stopped at a signal; `status` is the exit status to end with."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def run_cell(
+    upstream: Upstream,
+    task: TaskConfig,
+    folds: list[Fold],
+    seed: int,
+    folder: Path,
+    options: Any,
+    meter: Callable[[], Any],
+) -> dict[str, Any]:
+    """Train, decode and score every fold; the cell's figures, which also lie in cell.json.
+
+    What is done already is not done again. Raises `ValueError` for a folder of other options or
+    another upstream, and `Interrupted`.
+    """
+    from speechssl.bin.energy import added
+
+    stamp = _stamp(upstream, task, folds, seed, options)
+    path = folder / "cell.json"
+    cell = json.loads(path.read_text()) if path.is_file() else {"stamp": stamp, "cost": {}}
+    if cell["stamp"] != stamp:
+        raise ValueError(
+            f"output: found {folder} of other options or another upstream, want the same, a new "
+            f"output, or that folder deleted"
+        )
+    if "score" in cell:
+        return cell
+    for fold in folds:
+        with meter() as measured:
+            status = _run_fold(upstream, task, fold, seed, folder, options)
+        cell["cost"] = added(cell["cost"], measured.cost)
+        write_json(path, cell)
+        if status:
+            raise Interrupted(status)
+    results = _pooled(folds, folder)
+    cell |= _figures(task, results) | _described(folds, folder)
+    cell |= {"seed": seed, "folds": len(folds)}
+    write_json(path, cell)
+    return cell
+
+
+def _stamp(upstream: Upstream, task: TaskConfig, folds: list[Fold], seed: int, options: Any) -> str:
+    values = [upstream.stamp, upstream.name, to_dict(task), [f.number for f in folds], seed]
+    values += [options.steps, options.rates, options.overrides, options.cache, options.cache_dtype]
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()
+
+
+def _run_fold(
+    upstream: Upstream, task: TaskConfig, fold: Fold, seed: int, folder: Path, options: Any
+) -> int:
+    """0 when the fold is scored, else the status with which training stopped."""
+    import yaml
+
+    from speechssl.bin import decode, finetune, score
+    from speechssl.config import parse
+
+    own = folder / f"fold{fold.number}"
+    tested = own / "test"
+    if (tested / "results.json").is_file():
+        return 0
+    own.mkdir(parents=True, exist_ok=True)
+    run = str(own / "run")
+    Path(run + ".yaml").write_text(yaml.safe_dump(task.finetune, sort_keys=False))
+    if not (own / "run" / "model.json").is_file():
+        words = arguments(upstream, task, fold, seed, options, run)
+        config = parse(finetune.FinetuneConfig, words, prog="speechssl suite")
+        status = finetune.run(config)
+        if status:
+            return status
+    if not (tested / "decode.json").is_file():
+        decode.run(decode.DecodeOptions(model=run, cuts=fold.test, output=str(tested)))
+    words = ["--decode", str(tested)]
+    if fold.trials:
+        words += ["--trials", fold.trials]
+    if score.main(words):
+        raise ValueError(f"score: found no score of {tested}, want one; see above")
+    return 0
+
+
+def _pooled(folds: list[Fold], folder: Path) -> dict[str, Any]:
+    """Results over all folds' answers together, scored once."""
+    from speechssl.bin import score
+
+    tests = [folder / f"fold{fold.number}" / "test" for fold in folds]
+    if len(tests) == 1:
+        return json.loads((tests[0] / "results.json").read_text())
+    name = next((n for n in KEPT if (tests[0] / n).is_file()), None)
+    if name is None:
+        raise ValueError(f"split: found folds of a task without {' or '.join(KEPT)}, want own")
+    pooled = folder / "pooled"
+    pooled.mkdir(exist_ok=True)
+    lines = [line for t in tests for line in (t / name).read_text().splitlines(keepends=True)]
+    (pooled / name).write_text("".join(lines))
+    (pooled / "decode.json").write_text((tests[0] / "decode.json").read_text())
+    if score.main(["--decode", str(pooled)]):
+        raise ValueError(f"score: found no score of {pooled}, want one; see above")
+    return json.loads((pooled / "results.json").read_text())
+
+
+def _figures(task: TaskConfig, results: dict[str, Any]) -> dict[str, Any]:
+    value = results.get(task.metric)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        known = [k for k, v in results.items() if isinstance(v, int | float)]
+        raise ValueError(f"metric: found {task.metric} {value}, want one of {', '.join(known)}")
+    found = {"score": value, "ci95": results.get(f"{task.metric}_ci95")}
+    scored = results.get("utterances") or results.get("targets", 0) + results.get("nontargets", 0)
+    return found | {"scored": scored}
+
+
+def _described(folds: list[Fold], folder: Path) -> dict[str, Any]:
+    """Learning rates, layer weights and sizes of each fold's model."""
+    rates, sweeps, weights, info = [], [], [], {}
+    for fold in folds:
+        run = folder / f"fold{fold.number}" / "run"
+        info = json.loads((run / "model.json").read_text())
+        if (run / "sweep.json").is_file():
+            sweep = json.loads((run / "sweep.json").read_text())
+            rates.append(sweep["chosen"])
+            sweeps.append({str(r["learning_rate"]): r["score"] for r in sweep["rates"]})
+        else:
+            rates.append(info["provenance"]["config"]["train"]["learning_rate"])
+        weights.append(_layer_weights(run, folder / f"fold{fold.number}" / "test"))
+    sizes = info["provenance"]["parameters"]
+    return {
+        "learning_rates": rates,
+        "sweeps": sweeps,
+        "layer_weights": [sum(x) / len(x) for x in zip(*weights, strict=True)],
+        "head": _short(info["head"]),
+        "trained_parameters": sizes["head_learning"] + sizes["encoder_learning"],
+        "encoder_parameters": sizes["encoder"],
+        "steps": info["provenance"]["config"]["train"]["steps"],
+    }
+
+
+def _short(head: dict[str, Any]) -> str:
+    """A head's class and its options that say which network it is."""
+    said = ("network", "pooling", "hidden", "hidden_layers", "projection_dim", "channels")
+    values = {k: v for k, v in head["init_args"].items() if k in said and v}
+    shown = ", ".join(f"{k} {v}" for k, v in values.items())
+    return f"{head['class_path'].rsplit('.', 1)[-1].removesuffix('Config')} ({shown})"
+
+
+def _layer_weights(run: Path, tested: Path) -> list[float]:
+    """Softmax weights of the layers that are summed; [] where one layer is read."""
+    from safetensors import safe_open
+
+    how = json.loads((tested / "decode.json").read_text())
+    if "layer_weights" in how:
+        weights = list(how["layer_weights"].values())
+        return weights if len(weights) > 1 else []
+    with safe_open(run / "model.safetensors", "pt") as file:
+        if "head.layer_weights" in set(file.keys()):
+            return file.get_tensor("head.layer_weights").softmax(0).tolist()
+    return []
+
+
+def write_json(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(path)
