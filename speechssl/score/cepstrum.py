@@ -16,7 +16,7 @@ import numpy as np
 HOP_SECONDS = 0.005
 WINDOW_SECONDS = 0.025
 FFT_SIZE = 1024
-FLOOR = 1e-10
+FLOOR = 1e-8
 """Least power of a frequency, as a share of the utterance's highest."""
 UNVOICED_WIDTH_HZ = 333.0
 """Width over which frames without a pitch are averaged (CheapTrick's, 2/3 of 500 Hz)."""
