@@ -16,6 +16,7 @@ VERBS = {
     "finetune": "train a downstream head, with or without its encoder",
     "export": "turn a checkpoint into the model.safetensors that load() opens",
     "decode": "transcribe, classify or embed with a fine-tuned model",
+    "convert-voice": "recordings said anew in another voice",
     "score": "error rates of a decoding, a classification or speaker verification",
     "score-conversion": "converted voices against the target's: MCD, F0, speaker, WER",
     "lm": "estimate an n-gram language model for decoding",

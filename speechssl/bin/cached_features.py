@@ -29,6 +29,8 @@ def check_head(head: Any) -> list[int]:
             f"cache: found a {name}, which does not say which layers it reads (`layers`), want "
             "another head, or no cache"
         )
+    if getattr(head, "reads_waves", False):
+        raise ValueError(f"cache: found a {name}, which reads waves beside features, want no cache")
     if hasattr(head, "adapters"):
         raise ValueError(
             f"cache: found adapters of kind {config.adapters.kind}, want none: they learn inside "

@@ -110,8 +110,10 @@ def train(config: FinetuneConfig, export_to: str | None) -> FitResult:
     import torch
 
     from speechssl import dist
+    from speechssl.bin import voice_setup
     from speechssl.bin.cached_features import check_head, fill
     from speechssl.data.loader import open_source
+    from speechssl.train import checkpoint
     from speechssl.train.folder import export, open_folder, provenance, write_architecture
     from speechssl.train.log import say
     from speechssl.train.trainer import Trainer
@@ -122,6 +124,7 @@ def train(config: FinetuneConfig, export_to: str | None) -> FitResult:
     encoder = build_encoder(config)
     data, head_config, tokenizer = with_tokenizer(config)
     data, head_config = with_classes(config.output, data, head_config)
+    head_config = voice_setup.complete(head_config, encoder, data)
     head = head_config.build(encoder)
     sizes = _sizes(head)
     say(_shown(sizes))
@@ -139,6 +142,8 @@ def train(config: FinetuneConfig, export_to: str | None) -> FitResult:
         sources = [open_source(data, hop_samples=encoder.hop_samples, split=s)
                    for s in _splits(data)]  # fmt: skip
     valid = sources[1] if len(sources) > 1 else None
+    if not checkpoint.steps(Path(config.output) / "checkpoints"):  # which hold what it fills in
+        voice_setup.fill(head, data)
     trainer = Trainer(config.train, head, sources[0], valid, config.output)
     result = trainer.fit()
     if result.finished and export_to is not None:
@@ -250,7 +255,7 @@ def with_classes(output: str, data: DataConfig, head: Any) -> tuple[DataConfig, 
     Raises `ValueError` for a cut without the field, and for a class in data.valid that data.train
     (or head.classes) lacks: its loss would have no meaning.
     """
-    if not hasattr(head, "classes"):
+    if not getattr(head, "needs_classes", hasattr(head, "classes")):
         return data, head
     from collections import Counter
 
@@ -267,9 +272,10 @@ def with_classes(output: str, data: DataConfig, head: Any) -> tuple[DataConfig, 
     folder = Path(output) / "classes"
     values |= field_values(data.valid, head.field)
     write_class_labels(folder, values, classes, head.field)
-    filled = dataclasses.replace(
-        head, classes=classes, class_counts=[counts[name] for name in classes]
-    )
+    found: dict[str, Any] = {"classes": classes}
+    if hasattr(head, "class_counts"):
+        found["class_counts"] = [counts[name] for name in classes]
+    filled = dataclasses.replace(head, **found)
     return dataclasses.replace(data, classes=str(folder)), filled
 
 

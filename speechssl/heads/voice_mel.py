@@ -45,7 +45,7 @@ class VoiceConfig(FramesConfig):
     field: str = "speaker"
     """Field of the manifest that names the speaker, with `embeddings`."""
     classes: list[str] = dataclasses.field(default_factory=list)
-    """Names of the speakers; fine-tuning fills them in."""
+    """Names of the speakers, or of the one of any-to-one; fine-tuning fills them in."""
     embedding_dim: int = 0
     """Width of the embeddings; fine-tuning fills it in."""
     clusters: str = ""
@@ -90,6 +90,7 @@ class VoiceHead(FramesHead):
     """Log-mel spectrograms from an encoder's frames; subclasses have the network, `predict`."""
 
     config: VoiceConfig
+    reads_waves = True
     mel_mean: Tensor
     mel_deviation: Tensor
     speakers: Tensor
@@ -121,13 +122,13 @@ class VoiceHead(FramesHead):
         self.register_buffer("pitch_of_all", torch.tensor([math.log(150.0), 0.25]))
         if config.units:
             dim = config.unit_embedding_dim
-            self.units = Units(config.units, encoder.dim, config.unit_dim, dim)
+            self.units = Units(config.units, self.dim, config.unit_dim, dim)
 
     @property
     def input_dim(self) -> int:
         """Width of what the network reads: features or units, F0 and voicing, energy."""
         config = self.config
-        dim = config.unit_embedding_dim if config.units else self.encoder.dim
+        dim = config.unit_embedding_dim if config.units else self.dim
         return dim + 2 * config.pitch + config.energy
 
     @property
