@@ -22,7 +22,7 @@ import sys
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -57,6 +57,9 @@ class ObjectiveConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """Base of every downstream head's configuration; `build` puts the head on an encoder."""
+
+    tensors: ClassVar[tuple[str, ...]] = ("",)
+    """How the names of its tensors begin, beside the encoder's, in a run that may hold others."""
 
     def build(self, encoder: Encoder) -> Objective:
         raise ValueError(

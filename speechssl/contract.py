@@ -236,6 +236,11 @@ class Objective(nn.Module):
         """Called after each optimiser update; overriders (EMA, codebooks) call super."""
         self.step.fill_(step)
 
+    def exported_head(self) -> Mapping[str, Any] | None:
+        """class_path and init_args of the head that is exported with the encoder, from the tensors
+        of the same names here; default: none."""
+        return None
+
     def sharded(self) -> Iterable[nn.Module]:
         """Modules to shard one by one (FSDP2); default: the encoder's layers."""
         layers: Any = getattr(self.encoder, "layers", ())

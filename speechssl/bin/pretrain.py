@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from speechssl.config import EncoderConfig, ObjectiveConfig, parse
+from speechssl.config import EncoderConfig, HeadConfig, ObjectiveConfig, from_class_path, parse
 from speechssl.data.config import DataConfig
 from speechssl.train.config import TrainConfig
 
@@ -83,7 +83,9 @@ def run(config: PretrainConfig) -> int:
     objective = (started(wanted, config.init_from) if config.init_from else wanted).build()
     encoder: Any = objective.encoder
     if dist.is_main():
-        write_architecture(config.output, encoder.config)
+        head = objective.exported_head()
+        own = None if head is None else from_class_path(HeadConfig, head)
+        write_architecture(config.output, encoder.config, own)
     hop = encoder.hop_samples
     data = config.data
     if config.probe_batches:

@@ -173,16 +173,17 @@ def export(
 ) -> None:
     """Write model.safetensors and model.json to `output` of weights of the run in folder `run`.
 
-    state: the whole state dict; without a head, only its encoder's part is kept.
+    state: the whole state dict, of which the encoder's part and the head's, if any, are kept.
     """
     encoder, head, tokenizer = read_architecture(run)
     prefix = "encoder."
+    own = {} if head is None else {k: v for k, v in state.items() if k.startswith(head.tensors)}
     save_model(
         output,
         encoder,
         {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
         head_config=head,
-        head_state={k: v for k, v in state.items() if head and not k.startswith(prefix)},
+        head_state={k: v for k, v in own.items() if not k.startswith(prefix)},
         tokenizer=tokenizer,
         provenance=origin,
     )

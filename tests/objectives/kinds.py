@@ -82,6 +82,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "IlsConfig": {"supervised_layers": (1,)},
     "MrHubertConfig": {"encoder": MULTIRES},
     "MrHubertopicConfig": {"encoder": MULTIRES, "topics": TOPICS, "topic_layer": 2},
+    "NfaConfig": {"factors": 4, "factor_layer": 1},
     "UniSpeechConfig": {
         "vocab_size": VOCABULARY,
         "codes": 8,
