@@ -14,6 +14,7 @@ VERBS = {
     "topics": "topics of utterances from their pseudo-labels: fit, apply, show",
     "pretrain": "train an encoder with a self-supervised objective",
     "finetune": "train a downstream head, with or without its encoder",
+    "vocoder": "train what makes a wave of a log-mel spectrogram",
     "export": "turn a checkpoint into the model.safetensors that load() opens",
     "decode": "transcribe, classify or embed with a fine-tuned model",
     "convert-voice": "recordings said anew in another voice",
