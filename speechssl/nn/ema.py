@@ -56,7 +56,7 @@ class EmaTeacher(nn.Module):
     def update(self, student: Encoder, decay: float) -> None:
         """average <- decay * average + (1 - decay) * student; the rest <- student."""
         theirs = dict(student.named_parameters())
-        pairs = [(n, _local(p), _local(theirs[n])) for n, p in self.encoder.named_parameters()]
+        pairs = [(n, local(p), local(theirs[n])) for n, p in self.encoder.named_parameters()]
         for averaged, weight in ((True, 1 - decay), (False, 1.0)):
             chosen = [(p, q) for n, p, q in pairs if n.startswith(self.averaged) == averaged]
             if chosen:
@@ -115,7 +115,7 @@ def _outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor: student and teacher are cut alike."""
     from torch.distributed.tensor import DTensor
 

@@ -83,6 +83,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "MrHubertConfig": {"encoder": MULTIRES},
     "MrHubertopicConfig": {"encoder": MULTIRES, "topics": TOPICS, "topic_layer": 2},
     "NfaConfig": {"factors": 4, "factor_layer": 1},
+    "SylberConfig": {"merge_threshold": (0.0, 0.3)},
     "UniSpeechConfig": {
         "vocab_size": VOCABULARY,
         "codes": 8,
@@ -124,6 +125,7 @@ COLLAPSE: dict[str, Callable[[Any], Any]] = {
     "DinoSRConfig": lambda o: o.codebooks.sums[:, 1:].fill_(1e6),
     "DiscreteBertConfig": lambda o: o.encoder.unit_of.fill_(3),
     "IlsConfig": lambda o: o.inner_heads[0]["km"].project.weight.zero_(),
+    "SylberConfig": lambda o: o.norms.add_(1e4),
     "TeraConfig": lambda o: o.head[-1].weight.zero_(),
     "UniSpeechConfig": lambda o: _one_code(o.quantiser),
     "UniSpeechSatConfig": lambda o: _one_code(o.quantiser),
