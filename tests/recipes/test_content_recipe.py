@@ -1,0 +1,152 @@
+"""The recipe of content, speakers and syllables: what its stages start, its table; configurations;
+and once in earnest on a miniature corpus."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechssl.bin.pretrain import PretrainConfig
+from speechssl.config import parse
+
+ROOT = Path(__file__).parents[2]
+NOTE = """#!/usr/bin/env bash
+echo "$(basename "$0") $*" >>{log}
+"""
+
+
+def copied(folder: Path) -> Path:
+    """The recipes in another place, whose environment is at hand already."""
+    ignore = shutil.ignore_patterns("data", "exp", "*.md")
+    for name in ("egs/mini/ssl", "egs/mini/content", "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    (folder / "tools/setup.sh").write_text("#!/usr/bin/env bash\n")
+    return folder / "egs/mini/content"
+
+
+def recipe(folder: Path, venv: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"SPEECHSSL_VENV": str(venv), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        ["bash", str(folder / "run.sh"), *words], capture_output=True, text=True, check=False,
+        env=environment,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A recipe whose programs write down how they were called."""
+    folder = copied(tmp_path)
+    programs = tmp_path / "venv/bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "speechssl"):
+        (programs / name).write_text(NOTE.format(log=tmp_path / "calls"))
+        (programs / name).chmod(0o755)
+    (folder / "exp/speakers").mkdir(parents=True)
+    (folder / "exp/speakers/number").write_text("17\n")
+    return folder
+
+
+def noted(folder: Path, *words: str) -> list[str]:
+    log = folder.parents[2] / "calls"
+    log.write_text("")
+    done = recipe(folder, folder.parents[2] / "venv", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return log.read_text().splitlines()
+
+
+def test_the_corpus_is_made_by_the_recipe_that_it_belongs_to(notes: Path) -> None:
+    calls = noted(notes, "--stop-stage", "1")
+    assert "synth --output data/synth" in calls[0]
+    assert "synth --output ../ssl/data/probe" in calls[-1] and "--seed 2" in calls[-1]
+    done = recipe(notes, notes.parents[2] / "venv", "--data", "elsewhere")
+    assert done.returncode == 2 and "found no elsewhere/cuts_train.jsonl.gz" in done.stderr
+
+
+def test_each_model_gets_what_it_stands_on(notes: Path) -> None:
+    calls = noted(notes, "--stage", "5", "--seeds", "4", "--steps", "9", "--sylber-steps", "7",
+                  "--labels", "converted")  # fmt: skip
+    training = {c.split("--output exp/seed4/")[1].split()[0]: c for c in calls if "pretrain" in c}
+    assert list(training) == ["hubert", "contentvec", "nfa", "sylber1", "sylber2"]
+    for name, call in training.items():
+        assert f"--train.steps {7 if 'sylber' in name else 9}" in call
+        assert "--data.seed 4 --train.seed 4" in call
+    assert "--data.labels.kmeans converted" in training["contentvec"]
+    assert "--objective.speakers 17" in training["contentvec"]
+    assert "--data.labels.kmeans ../ssl/exp/km_mfcc/labels" in training["nfa"]
+    assert "--init_from exp/seed4/hubert --objective.segments energy" in training["sylber1"]
+    assert "--init_from exp/seed4/sylber1 --train" in training["sylber2"]
+    probed = [c for c in calls if c.startswith("speechssl probe")]
+    assert len(probed) == 3
+    scored = [c.split("--output exp/")[1] for c in calls if "--reference syllable" in c]
+    assert scored == ["seed4/segments_hubert", "seed4/segments_sylber1", "seed4/segments_sylber2",
+                      "segments_energy", "segments_rate"]  # fmt: skip
+    assert sum("local/pairs.py" in c for c in calls) == 3
+    assert calls[-1] == "python local/table.py --exp exp"
+
+
+def write(path: Path, values: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+def test_the_table_has_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        there = tmp_path / f"seed{seed}"
+        rows = [
+            {"layer": 0, "phone_accuracy": 0.9, "speaker_accuracy": 0.8},
+            {"layer": 1, "phone_accuracy": 0.4 + 0.1 * seed, "speaker_accuracy": 0.1},
+        ]
+        best = {"phone_dev_accuracy": 1, "speaker_dev_accuracy": 0}
+        write(there / "probe_contentvec/probe.json", {"layers": rows, "best": best})
+        write(there / "factors/pairs.json", {"eer": 0.1 * seed})
+        scores = {"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "r_value": 0.3}
+        write(there / "segments_sylber2/results.json", {**scores, "segments_per_second": 4.0})
+    done = subprocess.run(
+        [sys.executable, ROOT / "egs/mini/content/local/table.py", "--exp", tmp_path],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert "| contentvec | 55.0 ± 7.1 | 10.0 ± 0.0 | 80.0 ± 0.0 |" in lines
+    assert "| hubert | - | - | - |" in lines
+    assert "| factors | 15.0 ± 7.1 |" in lines
+    assert "| sylber2 | 50.0 ± 0.0 | 100.0 ± 0.0 | 66.7 ± 0.0 | 30.0 ± 0.0 | 4.0 ± 0.0 |" in lines
+    assert (tmp_path / "table.md").read_text() in done.stdout
+
+
+@pytest.mark.parametrize("name", ["contentvec_base", "nfa_base", "sylber_base"])
+def test_published_encoders_are_hubert_base(name: str) -> None:
+    path = ROOT / f"egs/librispeech/ssl/conf/{name}.yaml"
+    config = parse(PretrainConfig, ["--config", str(path), "--output", "exp/x"])
+    with torch.device("meta"):
+        encoder = config.objective.build().encoder
+    assert sum(p.numel() for p in encoder.parameters()) == 94_371_712
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_every_stage_runs_on_a_miniature_corpus(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader")
+    folder = copied(tmp_path)
+    venv = Path(sys.prefix)
+    made = subprocess.run(
+        ["bash", str(folder.parent / "ssl/run.sh"), "--stop-stage", "5", "--hours", "0.05",
+         "--speakers", "14"], capture_output=True, text=True, check=False,
+        env=os.environ | {"SPEECHSSL_VENV": str(venv), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]
+    done = recipe(
+        folder, venv, "--steps", "2", "--sylber-steps", "2", "--probe-hours", "0.03",
+        "--probe-speakers", "12", "--overrides", "--data.num_workers 0 --data.batch_seconds 12",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    tables = json.loads((folder / "exp/table.json").read_text())
+    for rows in tables.values():
+        for name, columns in rows.items():
+            assert all(len(found) == 1 for found in columns.values()), (name, columns)
