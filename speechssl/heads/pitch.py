@@ -1,7 +1,7 @@
 """Fundamental frequency and energy of speech on the frames of a mel spectrogram, on any device.
 
-In torch and batched, so that training computes it on the fly, some two hundred times faster than
-real time on one CPU core; librosa's pyin takes about as long as the speech itself.
+In torch and batched, so that training computes it on the fly: on one CPU core it takes 0.4 % of the
+time of the speech, librosa's pyin 11 %, its yin, which has no voicing decision, 0.3 %.
 
 Source: de Cheveigné and Kawahara 2002 (YIN), steps 2 to 5; the moving median is ours.
 Differs: a frame whose least aperiodicity is above `UNVOICED` is unvoiced; YIN has no such decision.

@@ -28,6 +28,7 @@ from speechssl.heads.pitch import Prosody, prosody
 from speechssl.heads.utterance import batch_classes
 from speechssl.heads.voice_align import align
 from speechssl.heads.voice_units import Units
+from speechssl.nn.log_mel import normalise_frames
 from speechssl.nn.speech_mel import SpeechMel, SpeechMelConfig
 
 Replace = Callable[[Tensor, Tensor], Tensor]
@@ -57,6 +58,9 @@ class VoiceConfig(FramesConfig):
     """Width of the centroids."""
     unit_embedding_dim: int = 256
     """Width of what stands for a unit."""
+    standardise: bool = False
+    """Bring each channel of the features to mean 0 and variance 1 over the utterance, which takes
+    out much of the voice; of a long recording, over each piece that is converted at once."""
     pitch: bool = False
     """Tell the network each frame's F0, and whether it is voiced; conversion moves the source's to
     the target's mean and deviation."""
@@ -74,10 +78,11 @@ class VoiceConfig(FramesConfig):
                 "units: found an encoder that learns, want freeze_encoder_steps -1 and no "
                 "adapters: no gradient passes a unit"
             )
-        if self.units and self.normalise_layers:
+        if self.units and (self.normalise_layers or self.standardise):
             raise ValueError(
-                "normalise_layers: found true with units, want false: centroids are of the layer "
-                "as it is; `speechssl finetune` sets it"
+                f"normalise_layers, standardise: found {self.normalise_layers}, "
+                f"{self.standardise} with units, want false: centroids are of the layer as it is; "
+                "`speechssl finetune` sets the first"
             )
 
     @property
@@ -155,6 +160,13 @@ class VoiceHead(FramesHead):
         start: (B,) the first frame's number in its recording; None: 0.
         """
         raise NotImplementedError
+
+    def frames(self, wave: Tensor, wave_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L), (B,) samples -> what is read of the encoder, (B, T', D), and (B,) valid ones."""
+        x, lengths = super().frames(wave, wave_lengths)
+        if self.config.standardise:
+            x = normalise_frames(x, padding_mask(lengths, x.shape[1]))
+        return x, lengths
 
     # --- training ---------------------------------------------------------------------------
 

@@ -193,7 +193,7 @@ def test_wrong_settings_are_named() -> None:
         build(KINDS[1], classes=[])
     with pytest.raises(ValueError, match="units: found an encoder that learns"):
         build(KINDS[2], freeze_encoder_steps=0)
-    with pytest.raises(ValueError, match="normalise_layers: found true"):
+    with pytest.raises(ValueError, match="normalise_layers, standardise: found True, False"):
         build(KINDS[2], normalise_layers=True)
     with pytest.raises(ValueError, match="lstm_projection: found 40"):
         build(KINDS[3], lstm_projection=40)

@@ -37,7 +37,7 @@ KINDS: list[tuple[type[VoiceConfig], dict[str, Any]]] = [
     (VoiceConvNextConfig, TO_ANY | {"pitch": True, "energy": True}),
     (VoiceConvNextConfig, {"units": 9, "unit_dim": 16, "layer": 1, "normalise_layers": False,
                            "unit_embedding_dim": 8}),
-    (VoiceTaco2ArConfig, {"layer": -1}),
+    (VoiceTaco2ArConfig, {"layer": -1, "standardise": True}),
     (VoiceTaco2ArConfig, TO_ANY | {"energy": True}),
 ]  # fmt: skip
 """Every kind of head, by class and options."""
