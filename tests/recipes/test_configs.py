@@ -38,6 +38,7 @@ BENEATH = {
     "pretrained.yaml": ["finetune.yaml"],
     "few_pretrained.yaml": ["finetune.yaml", "pretrained.yaml"],
     "few_scratch.yaml": ["finetune.yaml", "scratch.yaml"],
+    "frozen.yaml": ["finetune.yaml"],
 }
 
 

@@ -18,6 +18,7 @@ RECIPE = ROOT / "egs/mini/objectives"
 NOTE = """#!/usr/bin/env bash
 [[ $1 == -c ]] && exec {python} "$@"
 echo "$(basename "$0") $*" >>{log}
+[[ ! -f {log}.fail || ! "$*" =~ $(cat {log}.fail) ]]
 """
 
 
@@ -98,7 +99,7 @@ def test_each_objective_gets_what_it_stands_on(notes: Path) -> None:
     assert order == [f"seed3/{name}" for name in wanted]
     by_name = dict(zip(order, training))
     for name, call in by_name.items():
-        assert "--data.seed 3 --train.seed 3 --train.steps 7" in call
+        assert "--data.seed 3 --train.seed 3 " in call and "--train.steps 7 " in call
         kmeans = "--data.labels.kmeans exp/km_mfcc/labels" in call
         assert kmeans == name.endswith("/hubert")
         assert ("--data.tokenizer exp/partly/letters.json" in call) == name.endswith("unispeech")
@@ -136,6 +137,28 @@ def test_a_second_run_does_nothing_but_the_table(notes: Path) -> None:
     assert ends == [["python", "local/table.py"], ["speechssl", "report"]]
     more = noted(notes, "--objectives", "tera bestrq", "--baselines", "random")
     assert all("bestrq" in c or "local/table.py" in c or " report " in c for c in more)
+
+
+def test_an_objective_that_fails_is_named_and_the_others_go_on(notes: Path) -> None:
+    words = ("--objectives", "dinosr tera continuous_bert", "--seeds", "1 2", "--stage", "6")
+    log = notes.parents[2] / "calls"
+    log.with_name("calls.fail").write_text("bin.pretrain .*seed1/(vq_wav2vec|dinosr) ")
+    done = recipe(notes, notes.parents[2] / "venv", *words)
+    assert done.returncode == 1
+    text = "FAILED, seed/objective: 1/dinosr 1/vq_wav2vec 1/continuous_bert;"
+    assert text in done.stderr
+    found = calls(notes)
+    assert any("probe --model exp/seed1/tera" in c for c in found)
+    # Nothing is made of those that failed, nor of what stands on them; and all of the other seed.
+    gone = ("exp/seed1/dinosr", "exp/seed1/asr_dinosr", "exp/seed1/continuous_bert")
+    assert [c.split()[2] for c in found if any(name in c for name in gone)] == [
+        "speechssl.bin.pretrain"
+    ]
+    assert sum("exp/seed2/continuous_bert" in c for c in found) == 3
+    log.with_name("calls.fail").unlink()
+    again = noted(notes, *words)
+    assert all("seed1/" in c or "table.py" in c or " report " in c for c in again)
+    assert any("exp/seed1/continuous_bert " in c for c in again)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +224,7 @@ def test_the_table_says_mean_deviation_and_who_fails(tmp_path: Path) -> None:
     assert rows[0]["WER greedy %"] == "-" and rows[2]["WER beam %"] == "40.0 ± 0.0"
     text = "\n".join(rest)
     assert "seed, phones %: tera." in text and "seed, WER beam %: none." in text
-    assert "seed, WER greedy %: hubert, tera." in text
+    assert "seed, WER greedy %: none; not known: hubert, tera." in text
 
 
 @pytest.mark.slow

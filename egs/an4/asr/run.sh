@@ -1,13 +1,25 @@
 #!/usr/bin/env bash
 # Pretrain on all real speech at hand, fine-tune on AN4, score its test split.
 #
-# Two HuBERT iterations on every speech corpus below --corpus-dir, then CTC recognisers on AN4 train
-# (38 minutes) and on 10 % of it: from the pretrained encoder, from scratch, and from the same
-# number of parameters on log-mel frames without a Transformer. Greedy, and beam search with the
-# lexicon and a trigram of the training text, its weights chosen on the valid split.
+# Pretraining on every speech corpus below --corpus-dir, by default two HuBERT iterations; then CTC
+# recognisers on AN4 train (38 minutes) and on 10 % of it: from the pretrained encoder, from scratch,
+# and from the same number of parameters on log-mel frames without a Transformer. Greedy, and beam
+# search with the lexicon and a trigram of the training text, its weights chosen on the valid split.
 #
 #   ./run.sh --corpus-dir /path/to/corpora
-#   ./run.sh --corpus-dir /path/to/corpora --objective wavlm
+#   ./run.sh --corpus-dir /path/to/corpora --objective hubert --iterations 3
+#   ./run.sh --corpus-dir /path/to/corpora --objective data2vec \
+#     --systems "pretrained frozen random scratch logmel" --probe true
+#
+# --objective: any of conf/pretrain_NAME_it1.yaml or egs/mini/objectives/conf/NAME.yaml. Those of the
+# first kind with a pretrain_NAME_it2.yaml too are iterated: iteration N predicts clusters of layer 3
+# of iteration N - 1 and starts from its weights. discrete_bert and continuous_bert read the units of
+# vq_wav2vec of the same seed, which is then pretrained first; unispeech reads the transcripts of the
+# tenth of AN4. Systems without pretraining are shared by all objectives (EXP/baselines).
+#
+# --probe true: RankMe and speakers of each layer on speech that pretraining has not heard, and nine
+# keywords by unseen voices. No corpus here has phones with times, so no phones are probed: the
+# systems `frozen` and `random` tell how well letters can be read off an encoder that stays as it is.
 #
 # --corpus-dir holds one folder per corpus, each with manifest.jsonl and audio/ (see
 # speechssl/corpora/jsonl.py). Hardware: two CPU cores. Hours and scores: RESULTS.md.
@@ -17,71 +29,129 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stage=1             # first stage
 stop_stage=10       # last stage
 corpus_dir=         # folder of corpora
-objective=hubert    # hubert or wavlm: conf/pretrain_OBJECTIVE_it1.yaml and _it2.yaml
+objective=hubert    # what to pretrain with; see above
+iterations=2        # iterations of those that are iterated
+steps_pretrain=     # updates of each pretraining; empty: the YAML's, 3900 for one of egs/mini/objectives
 seeds=1             # seeds, separated by blanks
 steps=3000          # updates of fine-tuning on all labels
 steps_few=1000      # updates of fine-tuning on a tenth of them
-systems="pretrained scratch logmel"  # recognisers to train
+systems="pretrained scratch logmel"  # recognisers: these, and frozen and random (not trained) encoders
+steps_probe=600     # updates of the keyword probe
+probe=false         # true: also probe encoder, random weights and log-mel frames
 exp=exp             # where results go
 data=data           # where manifests go
 nproc=1             # ranks for training (torchrun); 1 uses all cores by threads
-jobs=2              # recognisers to train and decode at a time
+jobs=2              # recognisers or probes to train and decode at a time
+overrides=          # further options of each training, such as "--data.num_workers 0"
 speech=an4,fsdd,speechocean762,ravdess,nemo_polish,speech_commands,coffee_intents,librispeech_sample,ljspeech_sample,vctk_sample,wake_words  # corpora to pretrain on
 source ../../../tools/shell/parse_options.sh
 source path.sh
+source ../../mini/objectives/local/objectives.sh
 train() { "$root/tools/shell/launch.sh" --nproc "$nproc" -- "$@"; }
+read -ra overridden <<<"$overrides"
+read -ra all <<<"$systems"
 
-stage 1 "manifests" && {
-  [[ -d $corpus_dir ]] || { log "--corpus-dir: found '$corpus_dir', want a folder of corpora"; exit 2; }
-  run $data/speech/prepare speechssl prepare jsonl --source "$corpus_dir" --only "[$speech]" \
-    --output $data/speech
-  run $data/an4/prepare speechssl prepare jsonl --source "$corpus_dir" --only "[an4]" \
-    --output $data/an4
-  run $data/an4/subset python "$root/tools/subset_cuts.py" --cuts $data/an4/cuts_train.jsonl.gz \
-    --fraction 0.1 --output $data/an4/cuts_train_10.jsonl.gz
-  run $data/speech/check speechssl check --cuts $data/speech/cuts_train.jsonl.gz \
-    --output $data/speech/cuts_train_clean.jsonl.gz --report $data/speech/check.json
-}
+for name in ${all[@]+"${all[@]}"}; do
+  case $name in
+    pretrained | scratch | logmel | frozen | random) ;;
+    *) log "--systems: found $name, want pretrained, frozen, scratch, random or logmel"; exit 2 ;;
+  esac
+done
+[[ $iterations =~ ^[1-9][0-9]*$ ]] || { log "--iterations: found $iterations, want 1 or more"; exit 2; }
+# Only what has a YAML for a second iteration is iterated.
+[[ -f conf/pretrain_${objective}_it2.yaml ]] || iterations=1
+
 # The test splits are never seen, not even without labels.
 train_cuts=$data/speech/cuts_train_clean.jsonl.gz
 valid_cuts=$data/speech/cuts_valid.jsonl.gz
+labels=$exp/km_mfcc/labels
+partly=$exp/partly
+all+=(${all[@]+"${all[@]/%/_10}"})
+
+# Sets `how`, the YAML and further options of a pretraining.
+configure() { # objective, iteration
+  how=("conf/pretrain_$1_it$2.yaml")
+  (($2 < 3)) || [[ -f ${how[0]} ]] || how=("conf/pretrain_$1_it2.yaml")
+  if [[ ! -f ${how[0]} ]]; then
+    # The same audio in all as HuBERT's two iterations.
+    how=("../../mini/objectives/conf/$1.yaml" --data.batch_seconds 40 --data.max_batch_seconds 40
+      --data.max_seconds 15.6 --train.steps "${steps_pretrain:-3900}")
+  elif [[ -n $steps_pretrain ]]; then
+    how+=(--train.steps "$steps_pretrain")
+  fi
+  grep -qs '^objective:' "${how[0]}" || {
+    log "--objective: found $1, want NAME of conf/pretrain_NAME_it1.yaml or egs/mini/objectives/conf/NAME.yaml"
+    exit 2
+  }
+}
+configure "$objective" 1
+
+stage 1 "manifests" && {
+  [[ -d $corpus_dir ]] || { log "--corpus-dir: found '$corpus_dir', want a folder of corpora"; exit 2; }
+  run "$data/speech/prepare" speechssl prepare jsonl --source "$corpus_dir" --only "[$speech]" \
+    --output "$data/speech"
+  run "$data/an4/prepare" speechssl prepare jsonl --source "$corpus_dir" --only "[an4]" \
+    --output "$data/an4"
+  run "$data/an4/subset" python "$root/tools/subset_cuts.py" --cuts "$data/an4/cuts_train.jsonl.gz" \
+    --fraction 0.1 --output "$data/an4/cuts_train_10.jsonl.gz"
+  run "$data/speech/check" speechssl check --cuts "$data/speech/cuts_train.jsonl.gz" \
+    --output "$train_cuts" --report "$data/speech/check.json"
+  if [[ $probe == true ]]; then
+    run "$data/keyword/prepare" speechssl prepare jsonl --source "$corpus_dir" \
+      --only "[speech_commands]" --output "$data/keyword"
+  fi
+}
 
 stage 4 "k-means on MFCC" && {
-  run $exp/km_mfcc speechssl cluster fit --cuts "[$train_cuts]" --features mfcc --cmvn true \
-    --classes 100 --output $exp/km_mfcc
+  run "$exp/km_mfcc" speechssl cluster fit --cuts "[$train_cuts]" --features mfcc --cmvn true \
+    --classes 100 --output "$exp/km_mfcc"
 }
 
-stage 5 "labels of iteration 1" && {
-  run $exp/km_mfcc/apply speechssl cluster apply --clusters $exp/km_mfcc \
-    --cuts "[$train_cuts,$valid_cuts]" --output $exp/km_mfcc/labels
+stage 5 "labels of iteration 1, and transcripts for UniSpeech" && {
+  run "$exp/km_mfcc/apply" speechssl cluster apply --clusters "$exp/km_mfcc" \
+    --cuts "[$train_cuts,$valid_cuts]" --output "$labels"
+  if [[ $objective == unispeech ]]; then
+    hide_transcripts "$data/an4/cuts_train_10.jsonl.gz" "$data/an4/cuts_valid.jsonl.gz"
+  fi
 }
 
-pretrain() { # name, config, labels, seed, further options
-  run "$1/train" train speechssl.bin.pretrain --config "$2" --data.train "[$train_cuts]" \
-    --data.valid "[$valid_cuts]" --data.labels.kmeans "$3" --data.seed "$4" --train.seed "$4" \
-    --output "$1" "${@:5}"
+pretrain() { # objective, iteration, seed, further options
+  configure "$1" "$2"
+  pretrain_objective "$1" "${how[0]}" "$exp/$(stands_on "$1")/seed$3/it1" "$3" \
+    "$exp/$1/seed$3/it$2" "${how[@]:1}" ${overridden[@]+"${overridden[@]}"} "${@:4}"
 }
 
-finetune() { # pretrained, scratch or logmel; _10 behind it: on a tenth of the labels
-  local start labelled="" updates=$steps
+place() { # recogniser: its folder
+  case $1 in pretrained* | frozen*) echo "$dir/asr_$1" ;; *) echo "$shared/asr_$1" ;; esac
+}
+
+finetune() { # a system; _10 behind it: on a tenth of the labels
+  local start=(--config conf/finetune.yaml) labelled="" updates=$steps out
   case ${1%_10} in
-    pretrained) start=(--config conf/finetune.yaml --config conf/pretrained.yaml --init "$dir/it2") ;;
-    scratch) start=(--config conf/finetune.yaml --config conf/scratch.yaml) ;;
+    pretrained) start+=(--config conf/pretrained.yaml --init "$last") ;;
+    frozen) start+=(--config conf/frozen.yaml --init "$last") ;;
+    scratch) start+=(--config conf/scratch.yaml) ;;
+    random) start+=(--config conf/scratch.yaml --config conf/frozen.yaml) ;;
     logmel) start=(--config conf/finetune_logmel.yaml) ;;
-    *) log "--systems: found $1, want pretrained, scratch or logmel"; return 2 ;;
   esac
   if [[ $1 == *_10 ]]; then
     labelled=_10 updates=$steps_few
-    [[ $1 == logmel_10 ]] || start+=(--config "conf/few_${1%_10}.yaml")
+    [[ ! -f conf/few_${1%_10}.yaml ]] || start+=(--config "conf/few_${1%_10}.yaml")
   fi
-  run "$dir/asr_$1/train" train speechssl.bin.finetune "${start[@]}" \
+  if [[ $1 == pretrained* || $1 == frozen* ]]; then
+    head_options "$objective"
+    start+=(${head_of[@]+"${head_of[@]}"})
+  fi
+  out=$(place "$1")
+  run "$out/train" train speechssl.bin.finetune "${start[@]}" \
     --data.train "[$data/an4/cuts_train$labelled.jsonl.gz]" \
     --data.valid "[$data/an4/cuts_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
-    --train.steps "$updates" --output "$dir/asr_$1"
+    --train.steps "$updates" ${overridden[@]+"${overridden[@]}"} --output "$out"
 }
 
 decode() { # as finetune
-  local out=$dir/asr_$1 beam=(--method beam --lm "$exp/lm.arpa" --lexicon "$exp/lexicon.txt")
+  local out beam=(--method beam --lm "$exp/lm.arpa" --lexicon "$exp/lexicon.txt")
+  out=$(place "$1")
   run "$out/greedy" speechssl decode --model "$out" --cuts "$data/an4/cuts_test.jsonl.gz" \
     --method greedy --output "$out/greedy"
   run "$out/sweep" speechssl decode --model "$out" --cuts "$data/an4/cuts_valid.jsonl.gz" \
@@ -90,36 +160,66 @@ decode() { # as finetune
     "${beam[@]}" --tuned "$out/sweep/best.json" --output "$out/beam"
 }
 
+probe_layers() { # encoder, random or logmel
+  local out=$shared upstream start
+  case $1 in
+    encoder) out=$dir upstream=(--model "$last") start=(--init "$last") ;;
+    random)
+      upstream=(--random conf/scratch.yaml --random_seed "$seed")
+      start=(--config ../../realmini/upstream/random.yaml) ;;
+    logmel) upstream=(--features logmel) start=(--config ../../realmini/upstream/logmel.yaml) ;;
+  esac
+  run "$out/probe_$1" speechssl probe "${upstream[@]}" --output "$out/probe_$1" \
+    --cuts "[$valid_cuts,$data/speech/cuts_test.jsonl.gz]"
+  out=$out/keyword_$1
+  run "$out/train" train speechssl.bin.finetune --config ../../realmini/keyword/conf/finetune.yaml \
+    "${start[@]}" --data.train "[$data/keyword/cuts_train.jsonl.gz]" \
+    --data.valid "[$data/keyword/cuts_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
+    --train.steps "$steps_probe" ${overridden[@]+"${overridden[@]}"} --output "$out"
+  run "$out/test" speechssl decode --model "$out" --cuts "$data/keyword/cuts_test.jsonl.gz" \
+    --output "$out/test"
+  run "$out/score" speechssl score --decode "$out/test"
+}
+
 for seed in $seeds; do
   dir=$exp/$objective/seed$seed
+  last=$dir/it$iterations
+  shared=$exp/baselines/seed$seed
   stage 6 "pretrain iteration 1, seed $seed" && {
-    pretrain "$dir/it1" conf/pretrain_${objective}_it1.yaml $exp/km_mfcc/labels "$seed"
+    [[ -z $(stands_on "$objective") ]] || pretrain "$(stands_on "$objective")" 1 "$seed"
+    pretrain "$objective" 1 "$seed"
   }
-  stage 7 "iteration 2, seed $seed" && {
-    run "$dir/km_it1" speechssl cluster fit --cuts "[$train_cuts]" --model "$dir/it1" --layer 3 \
-      --classes 200 --output "$dir/km_it1"
-    run "$dir/km_it1/apply" speechssl cluster apply --clusters "$dir/km_it1" \
-      --cuts "[$train_cuts,$valid_cuts]" --output "$dir/km_it1/labels"
-    pretrain "$dir/it2" conf/pretrain_${objective}_it2.yaml "$dir/km_it1/labels" "$seed" \
-      --init_from "$dir/it1"
-  }
-  read -ra all <<<"$systems"
-  all+=("${all[@]/%/_10}")
-  stage 8 "fine-tune, seed $seed" && side_by_side "$jobs" finetune "${all[@]}"
+  for ((it = 2; it <= iterations; it++)); do
+    stage 7 "iteration $it, seed $seed" && {
+      before=$dir/it$((it - 1)) clusters=$dir/km_it$((it - 1))
+      run "$clusters" speechssl cluster fit --cuts "[$train_cuts]" --model "$before" --layer 3 \
+        --classes 200 --output "$clusters"
+      run "$clusters/apply" speechssl cluster apply --clusters "$clusters" \
+        --cuts "[$train_cuts,$valid_cuts]" --output "$clusters/labels"
+      labels=$clusters/labels pretrain "$objective" "$it" "$seed" --init_from "$before"
+    }
+  done
+  stage 8 "fine-tune, seed $seed" && side_by_side "$jobs" finetune ${all[@]+"${all[@]}"}
   stage 9 "decode, seed $seed" && {
     run "$exp/lm" speechssl lm --cuts "[$data/an4/cuts_train.jsonl.gz]" --order 3 \
       --output "$exp/lm.arpa" --lexicon "$exp/lexicon.txt"
-    side_by_side "$jobs" decode "${all[@]}"
+    side_by_side "$jobs" decode ${all[@]+"${all[@]}"}
   }
-  stage 10 "score, seed $seed" && for system in "${all[@]}"; do
-    run "$dir/asr_$system/score_greedy" speechssl score --decode "$dir/asr_$system/greedy"
-    run "$dir/asr_$system/score_beam" speechssl score --decode "$dir/asr_$system/beam"
-  done
+  stage 10 "score, seed $seed" && {
+    for system in ${all[@]+"${all[@]}"}; do
+      out=$(place "$system")
+      run "$out/score_greedy" speechssl score --decode "$out/greedy"
+      run "$out/score_beam" speechssl score --decode "$out/beam"
+    done
+    [[ $probe != true ]] || side_by_side "$jobs" probe_layers encoder random logmel
+  }
 done
 stage 10 "table and report" && {
   python local/table.py --exp "$exp"
   for dir in "$exp/$objective"/seed*; do
-    run "$dir/report" speechssl report "$dir/it1" "$dir/it2" "$dir"/asr_* --output "$dir/report.html"
+    folders=("$dir")
+    [[ ! -d $exp/baselines/${dir##*/} ]] || folders+=("$exp/baselines/${dir##*/}")
+    speechssl report "${folders[@]}" --output "$dir/report.html"
   done
 }
 exit 0

@@ -11,7 +11,8 @@
 #
 # discrete_bert and continuous_bert read the units of vq_wav2vec of the same seed, which is then
 # pretrained first; unispeech reads the transcripts that fine-tuning reads; what the table says of
-# their hours includes what they stand on. Hardware: two CPU cores, 4 GB of memory.
+# their hours includes what they stand on. An objective that fails or collapses is named at the end,
+# and the others go on. Hardware: two CPU cores, 4 GB of memory, 3 GB of disk per seed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -35,6 +36,7 @@ nproc=1         # ranks for training (torchrun); 1 uses all cores by threads
 overrides=      # further options of each training, such as "--data.num_workers 0"
 source ../../../tools/shell/parse_options.sh
 source path.sh
+source local/objectives.sh
 train() { "$root/tools/shell/launch.sh" --nproc "$nproc" -- "$@"; }
 read -ra overridden <<<"$overrides"
 
@@ -44,10 +46,7 @@ for name in $objectives; do
   grep -qs '^objective:' "conf/$name.yaml" || {
     log "--objectives: found $name, want names of conf/NAME.yaml that have an objective"; exit 2
   }
-  case $name in
-    discrete_bert | continuous_bert) second+=("$name") ;;
-    *) first+=("$name") ;;
-  esac
+  if [[ -n $(stands_on "$name") ]]; then second+=("$name"); else first+=("$name"); fi
 done
 if ((${#second[@]})) && [[ " ${first[*]-} " != *" vq_wav2vec "* ]]; then first+=(vq_wav2vec); fi
 for name in $baselines; do
@@ -55,6 +54,11 @@ for name in $baselines; do
     log "--baselines: found $name, want random or logmel"; exit 2
   }
 done
+
+train_cuts=$data/cuts_train.jsonl.gz
+valid_cuts=$data/cuts_valid.jsonl.gz
+labels=$exp/km_mfcc/labels
+partly=$exp/partly
 
 stage 1 "corpus and manifests: those of egs/mini/ssl, and speech for the probes" && {
   there=$(python -c 'import os, sys; print(os.path.relpath(sys.argv[1], sys.argv[2]))' "$data" ../ssl)
@@ -68,88 +72,94 @@ stage 2 "shards: not needed for a corpus that fits in the page cache" || true
 stage 3 "features: MFCC and hidden states are computed as they are needed, never stored" || true
 
 stage 4 "k-means on MFCC" && {
-  run "$exp/km_mfcc" speechssl cluster fit --cuts "[$data/cuts_train.jsonl.gz]" \
+  run "$exp/km_mfcc" speechssl cluster fit --cuts "[$train_cuts]" \
     --features mfcc --cmvn true --classes 100 --output "$exp/km_mfcc"
 }
 
 stage 5 "labels, and transcripts for UniSpeech" && {
   run "$exp/km_mfcc/apply" speechssl cluster apply --clusters "$exp/km_mfcc" \
-    --cuts "[$data/cuts_train.jsonl.gz,$data/cuts_valid.jsonl.gz]" --output "$exp/km_mfcc/labels"
-  run "$exp/partly/train" python local/hide_transcripts.py --cuts "$data/cuts_train.jsonl.gz" \
-    --keep "$data/cuts_asr_labelled.jsonl.gz" --output "$exp/partly/cuts_train.jsonl.gz" \
-    --tokenizer "$exp/partly/letters.json"
-  run "$exp/partly/valid" python local/hide_transcripts.py --cuts "$data/cuts_valid.jsonl.gz" \
-    --keep "$data/cuts_asr_valid.jsonl.gz" --output "$exp/partly/cuts_valid.jsonl.gz"
+    --cuts "[$train_cuts,$valid_cuts]" --output "$labels"
+  hide_transcripts "$data/cuts_asr_labelled.jsonl.gz" "$data/cuts_asr_valid.jsonl.gz"
+}
+
+failed=()
+trap 'exit 130' INT
+try() { # objective, seed, function: call it with both, unless something of them has failed
+  [[ " ${failed[*]-} " != *" $2/$1 "* ]] || return 0
+  "$3" "$1" "$2" || failed+=("$2/$1")
 }
 
 pretrain() { # objective, seed
-  local cuts=$data more=()
-  grep -q 'kmeans:' "conf/$1.yaml" && more+=(--data.labels.kmeans "$exp/km_mfcc/labels")
+  local dir=$exp/seed$2 on
+  on=$(stands_on "$1")
+  if [[ -n $on && " ${failed[*]-} " == *" $2/$on "* ]]; then return 1; fi
+  # A checkpoint is four times the model; the run is not continued once it is done.
+  pretrain_objective "$1" "conf/$1.yaml" "$dir/$on" "$2" "$dir/$1" --train.steps "$steps" \
+    --train.keep_checkpoints 1 ${overridden[@]+"${overridden[@]}"}
+}
+
+finetune() { # objective or baseline, seed
+  local dir=$exp/seed$2 start=(--config ../ssl/conf/finetune.yaml)
   case $1 in
-    unispeech) cuts=$exp/partly; more+=(--data.tokenizer "$exp/partly/letters.json") ;;
-    discrete_bert | continuous_bert) more+=(--objective.units "$exp/seed$2/vq_wav2vec") ;;
+    random) start+=(--config ../ssl/conf/scratch.yaml) ;;
+    logmel) start=(--config conf/finetune_logmel.yaml) ;;
+    *) head_options "$1"; start+=(${head_of[@]+"${head_of[@]}"} --init "$dir/$1") ;;
   esac
-  run "$exp/seed$2/$1/train" train speechssl.bin.pretrain --config "conf/$1.yaml" \
-    --data.train "[$cuts/cuts_train.jsonl.gz]" --data.valid "[$cuts/cuts_valid.jsonl.gz]" \
-    --data.seed "$2" --train.seed "$2" --train.steps "$steps" --output "$exp/seed$2/$1" \
-    ${more[@]+"${more[@]}"} ${overridden[@]+"${overridden[@]}"}
+  run "$dir/asr_$1/train" train speechssl.bin.finetune "${start[@]}" \
+    --data.train "[$data/cuts_asr_labelled.jsonl.gz]" \
+    --data.valid "[$data/cuts_asr_valid.jsonl.gz]" --data.seed "$2" --train.seed "$2" \
+    --train.steps "$finetune_steps" --train.keep_checkpoints 1 --output "$dir/asr_$1" \
+    ${overridden[@]+"${overridden[@]}"}
+}
+
+decode() { # as finetune
+  local asr=$exp/seed$2/asr_$1 beam=(--method beam --lm "$exp/lm.arpa" --lexicon "$exp/lexicon.txt")
+  # The weights of the language model are chosen on the validation speakers.
+  run "$asr/greedy" speechssl decode --model "$asr" --cuts "$data/cuts_asr_test.jsonl.gz" \
+    --method greedy --output "$asr/greedy" &&
+    run "$asr/sweep" speechssl decode --model "$asr" --cuts "$data/cuts_asr_valid.jsonl.gz" \
+      "${beam[@]}" --sweep true --output "$asr/sweep" &&
+    run "$asr/beam" speechssl decode --model "$asr" --cuts "$data/cuts_asr_test.jsonl.gz" \
+      "${beam[@]}" --tuned "$asr/sweep/best.json" --output "$asr/beam"
+}
+
+score() { # as finetune
+  local dir=$exp/seed$2 upstream
+  case $1 in
+    # The same frames and parts for all seeds but that of the random weights.
+    random) upstream=(--random conf/hubert.yaml --random_seed "$2") ;;
+    logmel) upstream=(--features logmel) ;;
+    *) upstream=(--model "$dir/$1") ;;
+  esac
+  run "$dir/asr_$1/score_greedy" speechssl score --decode "$dir/asr_$1/greedy" &&
+    run "$dir/asr_$1/score_beam" speechssl score --decode "$dir/asr_$1/beam" &&
+    run "$dir/probe_$1" speechssl probe "${upstream[@]}" --output "$dir/probe_$1" \
+      --cuts "[$data/probe/cuts_train.jsonl.gz,$data/probe/cuts_valid.jsonl.gz,$data/probe/cuts_test.jsonl.gz]"
 }
 
 for seed in $seeds; do
-  dir=$exp/seed$seed
   stage 6 "pretrain, seed $seed" && {
-    for name in ${first[@]+"${first[@]}"}; do pretrain "$name" "$seed"; done
+    for name in ${first[@]+"${first[@]}"}; do try "$name" "$seed" pretrain; done
   }
   stage 7 "pretrain on the units of vq-wav2vec, seed $seed" && {
-    for name in ${second[@]+"${second[@]}"}; do pretrain "$name" "$seed"; done
+    for name in ${second[@]+"${second[@]}"}; do try "$name" "$seed" pretrain; done
   }
+  stage 9 "language model" && run "$exp/lm" speechssl lm --cuts "[$data/cuts_asr_train.jsonl.gz]" \
+    --order 3 --output "$exp/lm.arpa" --lexicon "$exp/lexicon.txt"
   for name in $objectives $baselines; do
-    asr=$dir/asr_$name
-    stage 8 "fine-tune for ASR: $name, seed $seed" && {
-      case $name in
-        random) start=(--config ../ssl/conf/finetune.yaml --config ../ssl/conf/scratch.yaml) ;;
-        logmel) start=(--config conf/finetune_logmel.yaml) ;;
-        # Its frames are at 50 per second already.
-        mr_hubert) start=(--config ../ssl/conf/finetune.yaml --head.upsample 1 --init "$dir/$name") ;;
-        *) start=(--config ../ssl/conf/finetune.yaml --init "$dir/$name") ;;
-      esac
-      run "$asr/train" train speechssl.bin.finetune "${start[@]}" \
-        --data.train "[$data/cuts_asr_labelled.jsonl.gz]" \
-        --data.valid "[$data/cuts_asr_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
-        --train.steps "$finetune_steps" --output "$asr" ${overridden[@]+"${overridden[@]}"}
-    }
-    stage 9 "decode: $name, seed $seed" && {
-      run "$exp/lm" speechssl lm --cuts "[$data/cuts_asr_train.jsonl.gz]" --order 3 \
-        --output "$exp/lm.arpa" --lexicon "$exp/lexicon.txt"
-      beam=(--method beam --lm "$exp/lm.arpa" --lexicon "$exp/lexicon.txt")
-      run "$asr/greedy" speechssl decode --model "$asr" --cuts "$data/cuts_asr_test.jsonl.gz" \
-        --method greedy --output "$asr/greedy"
-      # The weights of the language model are chosen on the validation speakers.
-      run "$asr/sweep" speechssl decode --model "$asr" --cuts "$data/cuts_asr_valid.jsonl.gz" \
-        "${beam[@]}" --sweep true --output "$asr/sweep"
-      run "$asr/beam" speechssl decode --model "$asr" --cuts "$data/cuts_asr_test.jsonl.gz" \
-        "${beam[@]}" --tuned "$asr/sweep/best.json" --output "$asr/beam"
-    }
-    stage 10 "score and probe: $name, seed $seed" && {
-      run "$asr/score_greedy" speechssl score --decode "$asr/greedy"
-      run "$asr/score_beam" speechssl score --decode "$asr/beam"
-      case $name in
-        random) upstream=(--random conf/hubert.yaml) ;;
-        logmel) upstream=(--features logmel) ;;
-        *) upstream=(--model "$dir/$name") ;;
-      esac
-      # The same frames and parts for all seeds but that of the random weights.
-      [[ $name == random ]] && upstream+=(--random_seed "$seed")
-      run "$dir/probe_$name" speechssl probe "${upstream[@]}" --output "$dir/probe_$name" \
-        --cuts "[$data/probe/cuts_train.jsonl.gz,$data/probe/cuts_valid.jsonl.gz,$data/probe/cuts_test.jsonl.gz]"
-    }
+    stage 8 "fine-tune for ASR: $name, seed $seed" && try "$name" "$seed" finetune
+    stage 9 "decode: $name, seed $seed" && try "$name" "$seed" decode
+    stage 10 "score and probe: $name, seed $seed" && try "$name" "$seed" score
   done
+  stage 10 "table, up to seed $seed" &&
+    python local/table.py --exp "$exp" --objectives "$objectives $baselines"
 done
 
-stage 10 "table and report" && {
-  python local/table.py --exp "$exp" --objectives "$objectives $baselines"
-  for seed in $seeds; do
-    speechssl report "$exp/seed$seed" --output "$exp/seed$seed/report.html"
-  done
-}
+stage 10 "report" && for seed in $seeds; do
+  speechssl report "$exp/seed$seed" --output "$exp/seed$seed/report.html"
+done
+if ((${#failed[@]})); then
+  log "FAILED, seed/objective: ${failed[*]}; running the recipe again tries them again"
+  exit 1
+fi
 exit 0

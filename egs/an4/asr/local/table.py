@@ -1,4 +1,5 @@
-"""Print the recipe's table: WER of each system, greedy and with beam search; mean over seeds.
+"""Print the recipe's tables: WER of each system, and figures of each objective, mean ± deviation
+over seeds; write them to EXP/table.md, and the second's to EXP/table.json.
 
 python local/table.py --exp exp
 """
@@ -7,30 +8,82 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "mini/objectives/local"))
+from figures import STANDS_ON, against_random, cell, probed, read, table, training
+
+COLUMNS = {  # name -> (factor, digits)
+    "native loss": (1, 3), "code perplexity": (1, 1), "RankMe": (1, 1), "speakers %": (100, 1),
+    "keywords %": (100, 1), "letters 10 %: CER %": (100, 1), "letters: CER %": (100, 1),
+    "10 %: WER greedy %": (100, 1), "10 %: WER beam %": (100, 1), "WER greedy %": (100, 1),
+    "WER beam %": (100, 1), "step s": (1, 2), "hours": (1, 2),
+}  # fmt: skip
+BASELINES = {"random": ("random", "scratch"), "logmel": (None, "logmel")}
+"""Row without pretraining -> its recognisers on a frozen and on a trained encoder."""
+
+
+def recognisers(exp: Path) -> list[str]:
+    """Lines of Markdown, one per objective, system, share of labels and decoding."""
+    scores: dict[tuple[str, str, str], list[dict]] = {}
+    for path in sorted(exp.glob("*/seed*/asr_*/*/results.json")):
+        objective, system, method = path.parts[-5], path.parts[-3], path.parts[-2]
+        scores.setdefault((objective, system, method), []).append(read(path))
+    lines = ["| objective | system | labels | decoding | WER % | CER % | seeds |", "|---" * 7 + "|"]
+    for (objective, system, method), found in scores.items():
+        labels = "10 %" if system.endswith("_10") else "all"
+        rates = [cell([row[rate] for row in found], 100, 1) for rate in ("wer", "cer")]
+        name = system.removeprefix("asr_").removesuffix("_10")
+        cells = [objective, name, labels, method, *rates, str(len(found))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def row(folder: Path, probe: str, frozen: str | None, tuned: str) -> dict:
+    """folder: EXP/OBJECTIVE/seedN; the others: names of what lies there."""
+    # No phones are known here.
+    found = probed(folder / f"probe_{probe}", "speaker")
+    found["keywords %"] = read(folder / f"keyword_{probe}/test/results.json").get("accuracy")
+    for suffix, share in (("", ""), ("_10", "10 %: ")):
+        greedy = read(folder / f"asr_{frozen}{suffix}/greedy/results.json")
+        found[f"letters{' 10 %' if share else ''}: CER %"] = greedy.get("cer")
+        for method in ("greedy", "beam"):
+            results = read(folder / f"asr_{tuned}{suffix}/{method}/results.json")
+            found[f"{share}WER {method} %"] = results.get("wer")
+    return found
+
+
+def pretrained(folder: Path) -> dict:
+    """Figures of the last iteration, hours of all and of what they stand on."""
+    runs = sorted(folder.glob("it*"), key=lambda path: int(path.name.removeprefix("it")))
+    if not runs:
+        return {}
+    found = row(folder, "encoder", "frozen", "pretrained") | training(runs[-1])
+    name = folder.parent.name
+    if name in STANDS_ON:
+        runs.append(folder.parents[1] / STANDS_ON[name] / folder.name / "it1")
+    found["hours"] = sum(training(run)["hours"] or 0.0 for run in runs) or None
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--exp", type=Path, default=Path("exp"))
     exp = parser.parse_args().exp
-    scores: dict[tuple[str, str, str], list[dict]] = {}
-    for path in sorted(exp.glob("*/seed*/asr_*/*/results.json")):
-        objective, system, method = path.parts[-5], path.parts[-3], path.parts[-2]
-        scores.setdefault((objective, system, method), []).append(json.loads(path.read_text()))
-    print("| objective | system | labels | decoding | WER % | CER % | seeds |")
-    print("|---|---|---|---|---|---|---|")
-    for (objective, system, method), found in scores.items():
-        labels = "10 %" if system.endswith("_10") else "all"
-        wer = [100 * row["wer"] for row in found]
-        cer = [100 * row["cer"] for row in found]
-        spread = f" ± {statistics.stdev(wer):.1f}" if len(wer) > 1 else ""
-        name = system.removeprefix("asr_").removesuffix("_10")
-        print(
-            f"| {objective} | {name} | {labels} | {method} | {statistics.mean(wer):.1f}{spread} "
-            f"| {statistics.mean(cer):.1f} | {len(wer)} |"
-        )
+    seeds = sorted({path.name for path in exp.glob("*/seed*")})
+    names = sorted({path.parts[-3] for path in exp.glob("*/seed*/it1")})
+    rows = {name: [pretrained(exp / name / seed) for seed in seeds] for name in names}
+    for name, systems in BASELINES.items():
+        rows[name] = [row(exp / "baselines" / seed, name, *systems) for seed in seeds]
+    lines = [*recognisers(exp), "", *table(rows, COLUMNS)]
+    signs = {"keywords %": 1} | {column: -1 for column in COLUMNS if "ER" in column}
+    for column, sign in signs.items():
+        if any(one[column] is not None for one in rows["random"]):
+            lines.append(f"\n{against_random(rows, column, sign)}")
+    print(*lines, sep="\n")
+    (exp / "table.md").write_text("\n".join([*lines, ""]))
+    (exp / "table.json").write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
