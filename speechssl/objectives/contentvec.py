@@ -31,7 +31,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -216,7 +216,9 @@ class SpeakerNorm(nn.Module):
 class SpeakerLayer(TransformerLayer):
     """A Transformer layer whose norms know the speaker."""
 
-    def __init__(self, dim: int, ffn_dim: int, heads: int, speaker_dim: int, **options) -> None:
+    def __init__(
+        self, dim: int, ffn_dim: int, heads: int, speaker_dim: int, **options: Any
+    ) -> None:
         super().__init__(dim, ffn_dim, heads, **options)
         self.attention_norm = SpeakerNorm(dim, speaker_dim)
         self.ffn_norm = SpeakerNorm(dim, speaker_dim)
