@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from speechssl.config import VocoderConfig
-
-if TYPE_CHECKING:
-    from speechssl.nn.speech_mel import SpeechMelConfig
-    from speechssl.vocoder.hifigan import HifiganVocoder
-    from speechssl.vocoder.spectral import SpectralVocoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +24,7 @@ class SpectralConfig(VocoderConfig):
     """Samples of the frames that are put out, window and Fourier transform alike; even, at least
     twice the mel's hop, and four times it as in Vocos."""
 
-    def build(self, mel: SpeechMelConfig) -> SpectralVocoder:
+    def build(self, mel: Any) -> Any:
         from speechssl.vocoder.spectral import SpectralVocoder
 
         return SpectralVocoder(self, mel)
@@ -48,7 +43,7 @@ class HifiganConfig(VocoderConfig):
     dilations: list[int] = dataclasses.field(default_factory=lambda: [1, 3, 5])
     """Dilations of the convolutions within each residual block."""
 
-    def build(self, mel: SpeechMelConfig) -> HifiganVocoder:
+    def build(self, mel: Any) -> Any:
         from speechssl.vocoder.hifigan import HifiganVocoder
 
         return HifiganVocoder(self, mel)
