@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import resource
 import time
 from pathlib import Path
@@ -59,7 +60,7 @@ class Meter:
         if self._tracker is not None:
             self._tracker.stop()
             data = self._tracker.final_emissions_data
-            measured = any(RAPL.glob("*rapl*/energy_uj"))
+            measured = any(os.access(p, os.R_OK) for p in RAPL.glob("*rapl*/energy_uj"))
             self.cost |= {
                 "energy_kwh": float(data.energy_consumed),
                 "energy_how": "codecarbon, " + ("measured" if measured else "estimated"),

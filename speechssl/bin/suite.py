@@ -44,8 +44,8 @@ class SuiteOptions:
     """Learning rates to choose from, in place of each task's own."""
     steps: int = 0
     """Updates of each head, in place of each task's own; 0: the task's."""
-    overrides: list[str] = dataclasses.field(default_factory=list)
-    """Further options of finetune, such as [--train.valid_every,50]."""
+    overrides: str = ""
+    """Further options of finetune, separated by blanks: --overrides="--train.valid_every 50"."""
     cache: bool = True
     """Keep the features of each frozen upstream while its tasks run; false: compute them again in
     every update."""
@@ -89,6 +89,7 @@ def run(options: SuiteOptions) -> int:
             "before one of them"
         )
     Meter(options.energy, options.country, options.watts_per_core)  # refuses before it starts
+    _check(options, tasks, upstreams)
     suite = _Suite(options, tasks, upstreams)
     for name, task in tasks.items():
         missing = missing_folders(task, options.corpora)
@@ -98,6 +99,26 @@ def run(options: SuiteOptions) -> int:
             )
             print(f"task {name} is left out: {suite.missing[name]}", file=sys.stderr)
     return suite.run()
+
+
+def _check(options: SuiteOptions, tasks: dict[str, TaskConfig], upstreams: list[Upstream]) -> None:
+    """End the program at once, not after hours, where a task's options of finetune are wrong."""
+    import tempfile
+
+    import yaml
+
+    from speechssl.bin.finetune import FinetuneConfig
+    from speechssl.bin.suite_cell import arguments
+    from speechssl.bin.suite_task import Fold
+
+    fold = Fold(1, "train", "valid", "test")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, task in tasks.items():
+            output = str(Path(folder) / name)
+            Path(output + ".yaml").write_text(yaml.safe_dump(task.finetune))
+            for upstream in upstreams:
+                words = arguments(upstream, task, fold, 1, options, output)
+                parse(FinetuneConfig, words, prog=f"speechssl suite: task {name}, finetune")
 
 
 class _Suite:

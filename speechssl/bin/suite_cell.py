@@ -56,7 +56,7 @@ def arguments(
     upstream: Upstream, task: TaskConfig, fold: Fold, seed: int, options: Any, output: str
 ) -> list[str]:
     """Options of `speechssl finetune` for a fold; the task's own are in OUTPUT.yaml."""
-    words = ["--config", output + ".yaml", *upstream.arguments, *options.overrides]
+    words = ["--config", output + ".yaml", *upstream.arguments, *options.overrides.split()]
     words += ["--data.train", f"[{fold.train}]", "--data.valid", f"[{fold.valid}]"]
     words += ["--data.seed", str(seed), "--train.seed", str(seed), "--output", output]
     if options.cache:

@@ -190,6 +190,18 @@ def test_a_task_with_an_unknown_field_is_refused(
     assert "x.yaml" in (shown := capsys.readouterr().err) and "metrik" in shown
 
 
+def test_a_wrong_option_of_a_task_ends_it_before_it_starts(
+    corpora: Path, tmp_path: Path, capsys: Any
+) -> None:
+    wrong = TASKS["pitch"]["finetune"] | {"data": DATA | {"batch_secs": 3}}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(TASKS["pitch"] | {"finetune": wrong}))
+    given = [*words(corpora, tmp_path / "out", "--upstreams", "[logmel]"), "--tasks", str(tmp_path)]
+    with pytest.raises(SystemExit, match="2"):
+        suite.main(given)
+    shown = capsys.readouterr().err
+    assert "task x" in shown and "batch_secs" in shown and not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_it_goes_on_to_the_same_scores(corpora: Path, done: Path, tmp_path: Path) -> None:

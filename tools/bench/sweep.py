@@ -50,12 +50,17 @@ def main() -> None:
         encoder = config.build()
         save_model(folder / "encoder", config, encoder.state_dict())
         size = sum(p.numel() for p in encoder.parameters())
-        print(f"encoder of {size:,} parameters, {options.layers} layers, load {os.getloadavg()[0]:.1f}")
+        print(
+            f"encoder of {size:,} parameters, {options.layers} layers; "
+            f"load {os.getloadavg()[0]:.1f}"
+        )
+
+        cuts = [f"[{options.cuts_train}]", f"[{options.cuts_valid}]"]
 
         def words(output: str, *more: str) -> list[str]:
             return [
                 "--init", str(folder / "encoder"), "--output", str(folder / output),
-                "--data.train", f"[{options.cuts_train}]", "--data.valid", f"[{options.cuts_valid}]",
+                "--data.train", cuts[0], "--data.valid", cuts[1],
                 "--data.batch_seconds", str(options.batch_seconds), "--data.max_seconds", "15",
                 "--data.max_batch_seconds", str(max(options.batch_seconds, 15)),
                 "--data.min_seconds", "0.3", "--data.num_workers", "0",
@@ -71,8 +76,8 @@ def main() -> None:
             cost = timed(lambda n=number: finetune.main(words(f"full{n}")))
             full.append(cost)
             print(f"full run {number + 1}: {cost[0]:.1f} CPU s, {cost[1]:.1f} s")
-        swept = timed(lambda: finetune.main(words(
-            "sweep", "--cache", str(folder / "features"), "--rates", json.dumps(RATES))))  # fmt: skip
+        more = ("--cache", str(folder / "features"), "--rates", json.dumps(RATES))
+        swept = timed(lambda: finetune.main(words("sweep", *more)))
         stored = sum(p.stat().st_size for p in (folder / "features").rglob("features.bin"))
         print(f"ten learning rates: {swept[0]:.1f} CPU s, {swept[1]:.1f} s, {stored / 1e6:.1f} MB")
         for i, unit in enumerate(("CPU seconds", "seconds")):

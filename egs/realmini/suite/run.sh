@@ -44,7 +44,7 @@ stage 1 "the suite" && {
   [[ -d $corpus_dir ]] || { log "--corpus-dir: found '$corpus_dir', want a folder of corpora"; exit 2; }
   speechssl suite --tasks tasks --corpora "$corpus_dir" --upstreams "$(list "${chosen[@]}")" \
     --only "$(list "$tasks")" --seeds "$(list "$seeds")" --steps "$steps" --rates "$(list "$rates")" \
-    --overrides "$(list "$overrides")" --output "$exp" "${more_words[@]}"
+    ${overrides:+--overrides="$overrides"} --output "$exp" "${more_words[@]}"
   log "the page: $exp/index.html"
 }
 exit 0
