@@ -6,14 +6,11 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from speechssl.config import EncoderConfig, HeadConfig, parse
 from speechssl.data.config import DataConfig
 from speechssl.train.config import TrainConfig
-
-if TYPE_CHECKING:
-    from speechssl.train.trainer import FitResult
 
 DESCRIPTION = """Train a downstream head, with its encoder, on labelled speech.
 
@@ -105,8 +102,11 @@ def run(config: FinetuneConfig) -> int:
     return 0 if result.finished else 128 + result.signal
 
 
-def train(config: FinetuneConfig, export_to: str | None) -> FitResult:
-    """Train one model in `config.output`, from where it is; export it if all steps are done."""
+def train(config: FinetuneConfig, export_to: str | None) -> Any:
+    """Train one model in `config.output`, from where it is; export it if all steps are done.
+
+    The result is the trainer's. No name of it above: --help would import what annotations name.
+    """
     import torch
 
     from speechssl import dist
