@@ -13,6 +13,7 @@ from speechssl.report.read import Experiment
 from speechssl.report.sections import anchor, configurations, curves, health, overview, table
 from speechssl.report.tasks import tasks
 from speechssl.report.topics import topics
+from speechssl.report.voices import voices
 
 STYLE = """
 :root{color-scheme:light dark;--bg:#fbfbfa;--fg:#1d2125;--soft:#66707a;--line:#dfe2e5;--card:#fff;
@@ -64,6 +65,8 @@ pre{overflow-x:auto;font-size:12.5px;line-height:1.45;margin:8px 0}
 font-size:13.5px;line-height:1.35}.w b{font-weight:400}.w i{font-style:normal;color:var(--soft)}
 .w.ok i{opacity:.75}.w.sub{background:var(--sub)}.w.del{background:var(--del)}
 .w.ins{background:var(--ins)}.w.sub i,.w.ins i{color:var(--fg);font-weight:600}
+.clip{margin:8px 0}.clip p{margin:2px 0}.clip audio{display:block;width:min(100%,420px);height:34px}
+.clip img{display:block;height:110px;margin:4px 0;border-radius:4px}
 .bad{color:var(--bad)}.legendline{font-size:12.5px;color:var(--soft);margin:4px 0}
 @media print{details{break-inside:avoid}figure{break-inside:avoid}}
 """
@@ -106,11 +109,13 @@ def render(experiments: Sequence[Experiment], made: str) -> str:
     title = ", ".join(e.name for e in experiments)
     if len(title) > 120:
         title = f"{len(experiments)} experiments"
+    converted = voices(experiments)
     nav = "".join(
         f'<a href="#{name}">{text}</a>'
         for name, text in (
             ("training", "Training"), ("labels", "Pseudo-labels"), ("probes", "Probes"),
             ("asr", "Recognition"), ("tasks", "Utterances"),
+            *([("voices", "Converted voices")] if converted else []),
             ("config", "Configuration"), ("origin", "Origin"), ("trouble", "Troubles"),
         )
     )  # fmt: skip
@@ -121,6 +126,7 @@ def render(experiments: Sequence[Experiment], made: str) -> str:
         f'<div id="probes">{probes(experiments)}</div>',
         f'<div id="asr">{recognition(experiments)}</div>',
         f'<div id="tasks">{tasks(experiments)}</div>',
+        f'<div id="voices">{converted}</div>',
         f'<div id="config">{configurations(experiments)}</div>',
         f'<div id="origin">{_origin(experiments)}</div>',
         f'<div id="trouble">{health(experiments)}</div>',
