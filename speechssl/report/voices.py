@@ -219,14 +219,15 @@ def f0_overlay(curves: Sequence[tuple[str, Sequence[float]]], hop_s: float) -> s
     voiced = [v for _, values in curves for v in values if v > 0]
     if not voiced:
         return '<p class="missing">nothing voiced, so no F0</p>'
-    low, high = min(voiced) * 0.95, max(voiced) * 1.05
+    # A few frames an octave off do not flatten the rest: they are drawn at the edge.
+    low, high = np.quantile(voiced, [0.02, 0.98]) * [0.9, 1.12]
     seconds = max(len(values) for _, values in curves) * hop_s
 
     def x(time: float) -> float:
         return LEFT + (WIDTH - LEFT - 8) * time / seconds
 
     def y(hz: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (high - hz) / (high - low)
+        return TOP + (HEIGHT - TOP - BOTTOM) * min(1.0, max(0.0, (high - hz) / (high - low)))
 
     body = "".join(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 8}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
