@@ -89,10 +89,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: ConvertVoiceOptions) -> int:
     """Convert all that is not there yet; 1 if nothing at all could be converted."""
-    from tqdm import tqdm
-
     from speechssl import dist
-    from speechssl.bin.extract import _list_skipped
+    from speechssl.bin.extract import Progress, _list_skipped
     from speechssl.bin.voice_converter import Converter, Plan
     from speechssl.bin.voice_target import find_target, open_voice
     from speechssl.vocoder.load import load_vocoder
@@ -111,13 +109,12 @@ def run(options: ConvertVoiceOptions) -> int:
         print(f"{len(items) - len(todo)} of {len(items)} are there already", flush=True)
     faults: dict[str, str] = {}
     start, audio = time.perf_counter(), 0.0
-    with tqdm(total=len(todo), desc="convert", unit="utt", disable=None) as bar:
+    with Progress(len(items), len(items) - len(todo)) as progress:
         for group in groups(todo, converter, faults):
             for item_id, wave, made in convert_group(group, converter, faults):
                 records.add(item_id, wave, made, converter.rate, target.name)
                 audio += len(wave) / converter.rate
-            bar.n = len(todo) - len(items) + len(records.done) + len(faults)
-            bar.refresh()
+                progress(len(wave) / converter.rate, len(wave) // converter.hop)
     wall = time.perf_counter() - start
     clock = converter.clock | {"audio_s": audio, "wall_s": wall}
     records.finish(described, faults, clock, target.name)

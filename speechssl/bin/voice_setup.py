@@ -34,6 +34,7 @@ def complete(head: Any, encoder: Any, data: DataConfig) -> HeadConfig:
             unit_dim=codebook.centroids.shape[1],
             layer=int(codebook.info["features"]["layer"]),
             normalise_layers=False,
+            standardise=False,
         )
     return head
 

@@ -50,8 +50,9 @@ class VoiceConfig(FramesConfig):
     embedding_dim: int = 0
     """Width of the embeddings; fine-tuning fills it in."""
     clusters: str = ""
-    """Folder of `speechssl cluster fit` on this encoder: its units replace the features. Empty:
-    the features themselves."""
+    """Folder of `speechssl cluster fit` on this encoder: its units replace the features, which are
+    then taken as they were clustered (normalise_layers, standardise: false). Empty: the features
+    themselves."""
     units: int = 0
     """Number of the units; fine-tuning fills it in, as it does unit_dim and layer."""
     unit_dim: int = 0
@@ -82,7 +83,7 @@ class VoiceConfig(FramesConfig):
             raise ValueError(
                 f"normalise_layers, standardise: found {self.normalise_layers}, "
                 f"{self.standardise} with units, want false: centroids are of the layer as it is; "
-                "`speechssl finetune` sets the first"
+                "`speechssl finetune` sets both"
             )
 
     @property

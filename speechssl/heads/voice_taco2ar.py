@@ -16,6 +16,7 @@ Shape legend: B utterances, T mel frames, D input width, F mel bins, M width of 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from torch.nn import functional as F
 from speechssl.contract import Encoder, padding_mask
 from speechssl.heads.voice_mel import VoiceConfig, VoiceHead
 from speechssl.nn.draws import random_uniform
+
+# Of no use to anyone: what it announces is what happens with projections on every CPU.
+warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
 
 PERIOD = 1024
 """Frames after which the draws of the prenet's dropout repeat."""
