@@ -23,7 +23,8 @@ what was heard) and decode.json (how, and how fast). With --sweep, the weights o
 are chosen on these cuts and written to best.json, for --tuned.
 
 With a model that classifies utterances: predictions.jsonl, with probabilities; with one for
-speakers: embeddings.npy and embeddings.jsonl. `speechssl score` reads each of them."""
+speakers: embeddings.npy and embeddings.jsonl; one that diarizes: segments.jsonl and hyp.rttm;
+one for slots or numbers: slots.jsonl or values.jsonl. `speechssl score` reads each of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,10 @@ class DecodeOptions:
     """Word scores of a sweep."""
     nbest: int = 1
     """Hypotheses per utterance in hyp.jsonl (beam only)."""
+    threshold: float = 0.5
+    """Diarization: a speaker whose probability is above it is active."""
+    median: int = 1
+    """Diarization: frames of the median filter; odd, 1 for none."""
     max_batch_seconds: float = 120.0
     """Audio per batch, padding included."""
     num_workers: int = 0
@@ -108,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: DecodeOptions) -> int:
     from speechssl import dist
-    from speechssl.bin import decode_utterances
+    from speechssl.bin import decode_tasks, decode_utterances
     from speechssl.model_file import open_model
 
     if options.tuned is not None:
@@ -117,6 +122,8 @@ def run(options: DecodeOptions) -> int:
     opened = open_model(options.model)
     if decode_utterances.handles(opened.head):
         return decode_utterances.run(options, opened.head, device)
+    if decode_tasks.handles(opened.head):
+        return decode_tasks.run(options, opened.head, device)
     head, tokenizer = _recogniser(opened, options.model)
     head.to(device)
     space, left_out = _space(options, tokenizer)

@@ -112,6 +112,7 @@ def train(config: FinetuneConfig, export_to: str | None) -> Any:
     from speechssl import dist
     from speechssl.bin import voice_setup
     from speechssl.bin.cached_features import check_head, fill
+    from speechssl.bin.utterance_labels import with_targets
     from speechssl.data.loader import open_source
     from speechssl.train import checkpoint
     from speechssl.train.folder import export, open_folder, provenance, write_architecture
@@ -124,6 +125,7 @@ def train(config: FinetuneConfig, export_to: str | None) -> Any:
     encoder = build_encoder(config)
     data, head_config, tokenizer = with_tokenizer(config)
     data, head_config = with_classes(config.output, data, head_config)
+    data, head_config = with_targets(config.output, data, head_config)
     head_config = voice_setup.complete(head_config, encoder, data)
     head = head_config.build(encoder)
     sizes = _sizes(head)

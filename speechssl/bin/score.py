@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Score what `speechssl decode` wrote. A recogniser: word and character error rates.
 A classifier: accuracy, UAR and macro F1. Speakers: EER and minDCF on --trials, of cosines or PLDA,
-AS-norm on either, and with --calibrate Cllr too."""
+AS-norm on either, and with --calibrate Cllr too. Diarization: DER and JER. Slots: exact
+matches and F1. Numbers: CCC."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,10 @@ class ScoreOptions:
     ratios; needs calibrate_trials."""
     calibrate_trials: str | None = None
     """Trials of that decoding."""
+    collar: float = 0.0
+    """Diarization: seconds on both sides of a boundary that are not scored."""
+    overlap: bool = True
+    """Diarization: score where several speak too."""
     calibrate_durations: bool = False
     """Calibration sees both sides' durations too."""
     p_targets: list[float] = dataclasses.field(default_factory=lambda: [0.01, 0.05])
@@ -81,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _results(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
     """Results of whatever was decoded, and how they are shown."""
-    from speechssl.bin import score_trials, score_utterances
+    from speechssl.bin import score_tasks, score_trials, score_utterances
 
     if (folder / "predictions.jsonl").is_file():
         results = score_utterances.classification(folder)
@@ -89,6 +94,9 @@ def _results(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
     if (folder / "embeddings.npy").is_file():
         results = score_trials.verification(folder, options)
         return results, score_trials.verification_table(results)
+    task = score_tasks.task_of(folder)
+    if task is not None:
+        return task(folder, options)
     from speechssl.score.wer import alignment_text, error_rates
 
     results, scored = error_rates(read_hypotheses(folder / "hyp.jsonl"), options.normalisation)

@@ -16,6 +16,22 @@ import numpy as np
 
 from speechssl.score.classification import accuracy, macro_f1, uar
 
+PLAIN = {  # what results.json calls a figure -> how it is shown, and its factor
+    "der": ("DER %", 100),
+    "jer": ("JER %", 100),
+    "ccc": ("CCC", 1),
+    "exact_match": ("all slots right %", 100),
+    "slot_f1": ("slot F1 %", 100),
+    "slot_value_cer": ("slot value CER %", 100),
+    "si_sdr_improvement_db": ("SI-SDR improvement, dB", 1),
+    "si_sdr_db": ("SI-SDR, dB", 1),
+    "stoi": ("STOI", 1),
+    "pesq": ("PESQ", 1),
+    "auc": ("AUC %", 100),
+    "map": ("mAP %", 100),
+    "mtwv": ("MTWV", 1),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -46,6 +62,12 @@ def figures(parts: list[dict[str, Any]]) -> dict[str, float]:
         costs = {f"minDCF({p})": value for p, value in plain["min_dcf"].items()}
         better = f"EER % {one.get('scores', 'AS-norm')}"
         return {"EER %": 100 * plain["eer"], better: 100 * one["eer"], **costs}
+    plain = {shown: factor * parts[0][k] for k, (shown, factor) in PLAIN.items()
+             if parts[0].get(k) is not None}  # fmt: skip
+    if plain:
+        if len(parts) > 1:
+            raise SystemExit("table: found folds, want one result per seed for this task")
+        return plain
     if any(p["classes"] != parts[0]["classes"] for p in parts):
         raise SystemExit("table: found folds of different classes, want the same in each")
     counts = np.sum([p["confusion"] for p in parts], axis=0)
@@ -59,13 +81,15 @@ def figures(parts: list[dict[str, Any]]) -> dict[str, float]:
 def row(name: str, seeds: list[dict[str, float]], parts: list[dict[str, Any]]) -> dict[str, str]:
     how = parts[0]["decode"]
     head = how["head"]["init_args"]
-    cells = {"upstream": name, "head": head.get("network") or head["pooling"]}
+    kind = how["head"]["class_path"].rsplit(".", 1)[-1].removesuffix("Config").lower()
+    cells = {"upstream": name, "head": head.get("network") or head.get("pooling") or kind}
     for key in seeds[0]:
         values = [s[key] for s in seeds]
         spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         digits = 3 if key.startswith("minDCF") else 2
         cells[key] = f"{statistics.mean(values):.{digits}f}{spread}"
-    scored = [p.get("utterances") or p["targets"] + p["nontargets"] for p in parts]
+    scored = [next(p[k] for k in ("utterances", "recordings", "targets", "phones") if k in p)
+              + p.get("nontargets", 0) for p in parts]  # fmt: skip
     cells |= {"trained parameters": str(how["trainable_parameters"]), "folds": str(len(parts))}
     return cells | {"scored": str(sum(scored)), "seeds": str(len(seeds))}
 

@@ -1,0 +1,93 @@
+"""`speechssl score` of what `decode_tasks` wrote: diarization, slots, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speechssl.bin.score_utterances import entries
+
+if TYPE_CHECKING:
+    from speechssl.bin.score import ScoreOptions
+
+
+def task_of(folder: Path) -> Callable[[Path, ScoreOptions], tuple[dict[str, Any], str]] | None:
+    """What scores this folder, by the file that is in it: -> results, and how they are shown."""
+    kinds = {"segments.jsonl": _diarization, "slots.jsonl": _slots, "values.jsonl": _values}
+    return next((score for name, score in kinds.items() if (folder / name).is_file()), None)
+
+
+def _diarization(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
+    from speechssl.score.diarization import Recording, Turn, diarization_results
+
+    found = []
+    for number, entry in entries(folder / "segments.jsonl"):
+        try:
+            sides = [tuple(Turn(str(n), float(a), float(b)) for n, a, b in entry[k])
+                     for k in ("ref", "hyp")]  # fmt: skip
+            found.append(Recording(entry["id"], float(entry["duration"]), *sides))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder}/segments.jsonl:{number}: found {error!r}, want an object with id, "
+                "duration, and ref and hyp as lists of [speaker, start, end]"
+            ) from None
+    results = diarization_results(found, options.collar, options.overlap)
+    overlap = "scored" if options.overlap else "left out"
+    shown = (
+        f"DER {100 * results['der']:6.2f} %   miss {100 * results['miss']:.2f}, false alarm "
+        f"{100 * results['false_alarm']:.2f}, confusion {100 * results['confusion']:.2f}   "
+        f"collar {options.collar:g} s, overlap {overlap}\n"
+        f"JER {100 * results['jer']:6.2f} %   {results['recordings']} recordings, "
+        f"{results['speaker_s']:.0f} s of speakers"
+    )
+    return results, shown
+
+
+def _slots(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
+    from speechssl.bin.utterance_labels import NONE
+    from speechssl.score.slots import slot_results
+
+    refs, hyps = (
+        [[(s, str(v)) for s, v in row.items() if v != NONE] for row in side]
+        for side in _sides(folder / "slots.jsonl")
+    )
+    results = slot_results(refs, hyps)
+    lines = [
+        f"all slots right {100 * results['exact_match']:6.2f} %   slot F1 "
+        f"{100 * results['slot_f1']:.2f}, of types alone {100 * results['slot_type_f1']:.2f}   "
+        f"value CER {100 * results['slot_value_cer']:.2f}   {results['utterances']} utterances"
+    ]
+    lines += [f"{name:>24}  F1 {100 * x['f1']:6.2f}" for name, x in results["by_slot"].items()]
+    return results, "\n".join(lines)
+
+
+def _values(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
+    from speechssl.score.regression import regression_results
+
+    refs, hyps = _sides(folder / "values.jsonl")
+    names = list(hyps[0]) if hyps else []
+    rows = [[[row[n] for n in names] for row in side] for side in (refs, hyps)]
+    results = regression_results(rows[0], rows[1], names)
+    lines = [f"CCC {results['ccc']:6.3f}   {results['utterances']} utterances"]
+    for name, x in results["by_dimension"].items():
+        correlation = "-" if x["pearson"] is None else f"{x['pearson']:.3f}"
+        lines.append(
+            f"{name:>14}  CCC {x['ccc']:6.3f}  Pearson {correlation}  RMSE {x['rmse']:.4g}"
+        )
+    return results, "\n".join(lines)
+
+
+def _sides(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """References and hypotheses of every line."""
+    refs, hyps = [], []
+    for number, entry in entries(path):
+        ref, hyp = entry.get("ref"), entry.get("hyp")
+        if not isinstance(ref, dict) or not isinstance(hyp, dict) or ref.keys() != hyp.keys():
+            raise ValueError(
+                f"{path}:{number}: found ref {ref!r:.60} and hyp {hyp!r:.60}, want objects of the "
+                "same names"
+            )
+        refs.append(ref)
+        hyps.append(hyp)
+    return refs, hyps

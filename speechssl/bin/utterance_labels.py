@@ -1,0 +1,124 @@
+"""Targets of heads with several answers per utterance, from fields of the manifest.
+
+They become label stores of several integers per utterance in the run's folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from speechssl.config import HeadConfig
+    from speechssl.data.config import DataConfig
+
+NONE = "none"
+"""Value of a slot in a cut without its field."""
+
+
+def with_targets(output: str, data: DataConfig, head: Any) -> tuple[DataConfig, HeadConfig]:
+    """Data and head with the targets of `head.slots` or `head.dimensions` filled in.
+
+    Raises `ValueError` for fields that no cut has, or that are no numbers where those are wanted.
+    """
+    if hasattr(head, "slots"):
+        filled, rows, classes = _slots(data, head)
+        name = "slots"
+    elif hasattr(head, "dimensions"):
+        filled, rows, classes = _numbers(data, head)
+        name = "values"
+    else:
+        return data, head
+    folder = Path(output) / name
+    _write(folder, name, rows, classes)
+    return dataclasses.replace(data, labels=data.labels | {name: str(folder)}), filled
+
+
+def _slots(data: DataConfig, head: Any) -> tuple[Any, dict[str, list[int]], int]:
+    if not head.slots:
+        raise ValueError("head.slots: found none, want fields, such as [slots.size,slots.drink]")
+    train = _fields(data.train, head.slots)
+    values = [list(v) for v in head.values]
+    if not values:
+        values = [
+            sorted({row[i] or NONE for row in train.values()}) for i in range(len(head.slots))
+        ]
+    absent = [s for s, v in zip(head.slots, values) if v == [NONE]]
+    if absent:
+        raise ValueError(f"head.slots: found {absent} in no training cut, want others")
+    places = [{v: i for i, v in enumerate(found)} for found in values]
+    rows = {
+        cut: [place.get(v or NONE, len(place)) for v, place in zip(row, places, strict=True)]
+        for cut, row in (train | _fields(data.valid, head.slots)).items()
+    }
+    filled = dataclasses.replace(head, values=values)
+    return filled, rows, 1 + max(len(v) for v in values)
+
+
+def _numbers(data: DataConfig, head: Any) -> tuple[Any, dict[str, list[int]], int]:
+    import numpy as np
+
+    from speechssl.heads.regress import STEPS
+
+    if not head.dimensions:
+        raise ValueError("head.dimensions: found none, want fields, such as [arousal,valence]")
+    train, valid = _fields(data.train, head.dimensions), _fields(data.valid, head.dimensions)
+    numbers: dict[str, list[float]] = {}
+    for cut, row in (train | valid).items():
+        try:
+            numbers[cut] = [float(v) for v in row]  # pyright: ignore
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"head.dimensions: found {row} of {head.dimensions} in the cut {cut!r}, want a "
+                "number of each in every cut; leave out cuts without them"
+            ) from None
+    known = np.array([numbers[cut] for cut in train])
+    low, high = known.min(0), known.max(0)
+    if not (high > low).all():
+        raise ValueError(f"head.dimensions: found one of {head.dimensions} that never differs")
+    # Those of other cuts may lie beyond; they are brought to the nearest value of training.
+    rows = {
+        cut: np.round((np.clip(x, low, high) - low) / (high - low) * STEPS).astype(int).tolist()
+        for cut, x in numbers.items()
+    }
+    filled = dataclasses.replace(
+        head, lows=low.tolist(), highs=high.tolist(),
+        means=known.mean(0).tolist(), deviations=known.std(0).tolist(),
+    )  # fmt: skip
+    return filled, rows, STEPS + 1
+
+
+def _fields(cuts: Sequence[str], fields: Sequence[str]) -> dict[str, list[str | None]]:
+    from speechssl.data.fields import cut_rows, field_of
+
+    return {cut["id"]: [field_of(cut, f) for f in fields] for cut in cut_rows(cuts)}
+
+
+def _write(folder: Path, name: str, rows: Mapping[str, list[int]], classes: int) -> None:
+    """A store that is there and holds the same is kept. Every rank calls it."""
+    from speechssl import dist
+    from speechssl.data.label_store import LabelWriter
+
+    text = json.dumps(sorted(rows.items()))
+    meta = {
+        "name": name,
+        "classes": classes,
+        "frame_rate_hz": 0,
+        "values": len(next(iter(rows.values()))),
+        "digest": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+    }
+    path = folder / "meta.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if all(found.get(k) == v for k, v in meta.items()):
+            return
+    writer = LabelWriter(folder, meta)
+    if dist.is_main():
+        for cut, row in rows.items():
+            if cut not in writer:  # a killed run wrote some
+                writer.add(cut, row)
+    writer.finish()

@@ -1,0 +1,86 @@
+"""Heads of slots and of numbers: their losses against formulas."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from task_heads import NUMBERS, SLOTS, build, task_batch
+
+from speechssl.heads.regress import STEPS, RegressConfig
+from speechssl.heads.slots import SlotsConfig
+
+SLOT_KIND = (SlotsConfig, {**SLOTS, "projection_dim": 12})
+NUMBER_KIND = (RegressConfig, {**NUMBERS, "projection_dim": 12, "memory": 0.0})
+
+
+def test_slots_are_right_together_or_not_at_all() -> None:
+    head = build(SLOT_KIND).eval()
+    data = task_batch(head)
+    log_probs, _ = head.slot_log_probs(data.wave, data.wave_lengths)
+    parts = log_probs.split([3, 2], 1)
+    assert all(torch.allclose(p.exp().sum(1), torch.ones(3)) for p in parts)
+    truth = torch.stack([p.argmax(1) for p in parts], 1)
+    right = head(dataclasses.replace(data, targets={"slots": truth}))
+    assert int(right.logs["accuracy"][0]) == 3 and int(right.logs["slot_accuracy"][0]) == 6
+    truth[0, 1] = 1 - truth[0, 1]
+    truth[1, 0] = 3  # a value that training never showed
+    wrong = head(dataclasses.replace(data, targets={"slots": truth}))
+    assert int(wrong.logs["accuracy"][0]) == 1 and int(wrong.logs["slot_accuracy"][0]) == 4
+    expected = -sum(
+        parts[n][b, truth[b, n]].item() for b in range(3) for n in range(2) if (b, n) != (1, 0)
+    )
+    assert wrong.total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_is_that_of_the_concordance_correlation() -> None:
+    """Once the moments are those of the batch, and its truths are standardised."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 2, generator=random, requires_grad=True)
+    y = 0.5 * x.detach() + torch.randn(40, 2, generator=random)
+    y = (y - y.mean(0)) / y.std(0, unbiased=False)
+    head = build(NUMBER_KIND)
+    head._truth = lambda batch: y  # pyright: ignore
+    head._standardised = lambda *wave: x  # pyright: ignore
+    data = task_batch(head)
+    head.train()
+    head(data)
+    head.after_update(1)
+    loss = head(data)
+    centred = x - x.mean(0), y - y.mean(0)
+    covariance = (centred[0] * centred[1]).mean(0)
+    spread = x.var(0, unbiased=False) + 1 + x.mean(0).square()
+    exact = 1 - 2 * covariance / spread
+    assert loss.total.item() / 40 == pytest.approx(exact.mean().item(), abs=1e-5)
+    (ours,) = torch.autograd.grad(loss.total / 40, x)
+    (theirs,) = torch.autograd.grad(exact.mean(), x)
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_numbers_are_on_the_scale_of_the_manifest() -> None:
+    head = build(NUMBER_KIND).eval()
+    data = task_batch(head)
+    truth = head._truth(data) * head.deviation + head.mean  # pyright: ignore
+    places = data.targets["values"] / STEPS
+    expected = torch.stack([places[:, 0], -5 + 10 * places[:, 1]], 1)
+    assert torch.allclose(truth, expected, atol=1e-5)
+    head.output.weight.data.zero_()
+    head.output.bias.data.zero_()
+    found, _ = head.values(data.wave, data.wave_lengths)
+    assert torch.allclose(found, torch.tensor([0.4, 1.0]).expand(3, 2))
+
+
+def test_mistakes_are_named() -> None:
+    data = task_batch(build(SLOT_KIND))
+    for kind, name in ((SLOT_KIND, "slots"), (NUMBER_KIND, "values")):
+        with pytest.raises(ValueError, match=f"{name}: found targets"):
+            build(kind)(dataclasses.replace(data, targets={}))
+    with pytest.raises(ValueError, match="with 0 lists of values"):
+        build((SlotsConfig, {"slots": ["a"]}))
+    with pytest.raises(ValueError, match=r"fewer than two of \['b'\]"):
+        build((SlotsConfig, {"slots": ["a", "b"], "values": [["x", "y"], ["z"]]}))
+    with pytest.raises(ValueError, match="with 0 means"):
+        build((RegressConfig, {"dimensions": ["a"]}))
+    with pytest.raises(ValueError, match="memory: found 1"):
+        RegressConfig(memory=1.0)
