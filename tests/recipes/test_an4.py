@@ -3,6 +3,7 @@ its table; and once in earnest on a miniature corpus."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -144,6 +145,7 @@ def test_one_that_is_not_iterated_is_pretrained_once(copy: Copy) -> None:
     assert call.endswith("--train.steps 9")
     hidden = [c for c in calls if "hide_transcripts" in c]
     assert option(hidden[0], "--keep") == "data/an4/cuts_train_10.jsonl.gz"
+    assert option(hidden[0], "--hide") == "data/an4/cuts_train.jsonl.gz"
     assert {option(c, "--init") for c in calls if "--init " in c} == {"exp/unispeech/seed1/it1"}
 
 
@@ -175,6 +177,29 @@ def test_unknown_names_stop_the_recipe_at_once(
     done = copy.run(*words)
     assert done.returncode == 2 and message in done.stderr
     assert not (copy.folder / "calls").exists()
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_transcripts_are_hidden_but_for_those_asked_for(tmp_path: Path, hide: bool) -> None:
+    texts = {"a1": "ONE", "a2": "TWO", "b1": "NINE", "b2": None}
+
+    def write(name: str, ids: list[str]) -> Path:
+        rows = [{"id": i, "supervisions": [{"text": texts[i]} if texts[i] else {}]} for i in ids]
+        with gzip.open(tmp_path / name, "wt") as out:
+            out.writelines(json.dumps(row) + "\n" for row in rows)
+        return tmp_path / name
+
+    words = ["--cuts", write("all.gz", sorted(texts)), "--keep", write("keep.gz", ["a1"])]
+    if hide:
+        words += ["--hide", write("hide.gz", ["a1", "a2"])]
+    tool = ROOT / "egs/mini/objectives/local/hide_transcripts.py"
+    more = ["--output", tmp_path / "out.gz", "--tokenizer", tmp_path / "letters.json"]
+    subprocess.run([sys.executable, tool, *words, *more], check=True)
+    with gzip.open(tmp_path / "out.gz", "rt") as lines:
+        found = {r["id"]: r["supervisions"][0]["text"] for r in map(json.loads, lines)}
+    assert found == {"a1": "ONE", "a2": "", "b1": "NINE" if hide else "", "b2": ""}
+    letters = set(json.loads((tmp_path / "letters.json").read_text())["symbols"])
+    assert ("I" in letters) == hide and "T" not in letters
 
 
 def write_json(path: Path, values: dict) -> None:

@@ -1,5 +1,7 @@
 """Copy cuts with the transcripts of some of them, the others' empty; a letters tokenizer of those.
 
+Kept are those of --keep, and with --hide of all that are not among --hide.
+
 python local/hide_transcripts.py --cuts a.jsonl.gz --keep labelled.jsonl.gz --output b.jsonl.gz
 """
 
@@ -21,17 +23,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cuts", type=Path, required=True)
     parser.add_argument("--keep", type=Path, required=True, help="cuts whose transcripts to keep")
+    parser.add_argument("--hide", type=Path, help="cuts whose transcripts to hide, but for --keep")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, help="file for the letters of those kept")
     options = parser.parse_args()
-    kept = {row["id"] for row in rows(options.keep)}
     cuts, texts = rows(options.cuts), []
+    kept = {row["id"] for row in rows(options.keep)}
+    if options.hide:
+        kept |= {row["id"] for row in cuts} - {row["id"] for row in rows(options.hide)}
     for row in cuts:
         for supervision in row["supervisions"]:
-            if row["id"] in kept:
-                texts.append(supervision["text"])
-            else:
+            if row["id"] not in kept or not supervision.get("text"):
                 supervision["text"] = ""
+            else:
+                texts.append(supervision["text"])
     if not texts:
         raise SystemExit(f"--keep: found none of the cuts of {options.cuts} in {options.keep}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +48,7 @@ def main() -> None:
         from speechssl.data.text import tokenizer_from_texts
 
         tokenizer_from_texts(texts, "letters").save(options.tokenizer)
-    print(f"{len(kept & {row['id'] for row in cuts})} of {len(cuts)} cuts keep their transcripts")
+    print(f"{len(texts)} of {len(cuts)} cuts keep their transcripts")
 
 
 if __name__ == "__main__":

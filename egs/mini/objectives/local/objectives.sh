@@ -9,10 +9,10 @@ stands_on() { # objective: the one whose run it reads; nothing for most
 }
 
 # Transcripts of some cuts only, and a tokenizer of them: for UniSpeech.
-hide_transcripts() { # cuts with transcripts to keep: of training, of validation
+hide_transcripts() { # cuts whose transcripts to keep: of training, of validation; further options
   local hide=$root/egs/mini/objectives/local/hide_transcripts.py
   run "$partly/train" python "$hide" --cuts "$train_cuts" --keep "$1" \
-    --output "$partly/cuts_train.jsonl.gz" --tokenizer "$partly/letters.json"
+    --output "$partly/cuts_train.jsonl.gz" --tokenizer "$partly/letters.json" "${@:3}"
   run "$partly/valid" python "$hide" --cuts "$valid_cuts" --keep "$2" \
     --output "$partly/cuts_valid.jsonl.gz"
 }
