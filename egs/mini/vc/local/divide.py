@@ -5,9 +5,10 @@ python local/divide.py --cuts data/synth/cuts_train.jsonl.gz --language en-us --
     --test 10 --valid 8 --output data
 
 The target is a speaker's name, or a number in the order of their names. The last sentences in the
-order of `--field` are the test's, those before them for validation; a text that occurs among these
-is never trained on. Writes target_train, target_valid, target_test, source_test and natural
-(everybody's test sentences) as cuts_NAME.jsonl.gz, and target.txt.
+order of `--field` are the test's, those before them for validation (with --valid 0: a tenth of what
+is left to train on); a text that occurs among these is never trained on. Writes target_train,
+target_valid, target_test, source_test and natural (everybody's test sentences) as
+cuts_NAME.jsonl.gz, and target.txt.
 """
 
 from __future__ import annotations
@@ -89,6 +90,9 @@ def divide(
             parts["target_valid"].append(row)
         elif own and field_of(row, "text") not in held:
             parts["target_train"].append(row)
+    if not options.valid:
+        parts["target_valid"] = parts["target_train"][::10]
+        parts["target_train"] = [r for i, r in enumerate(parts["target_train"]) if i % 10]
     return parts, target
 
 
