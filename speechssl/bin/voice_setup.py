@@ -52,7 +52,8 @@ def fill(head: Any, data: DataConfig) -> None:
         return
     config = head.config
     if config.embeddings:
-        head.take_speakers(speaker_table(config.embeddings, config.classes, config.references))
+        table = speaker_table(config.embeddings, config.classes, config.field, config.references)
+        head.take_speakers(table)
     if config.clusters:
         _take_clusters(head)
     say("statistics of the target's speech: reading the training cuts once")
@@ -97,15 +98,16 @@ def read_embeddings(folder: str | Path) -> tuple[list[dict[str, Any]], np.ndarra
     return rows, matrix
 
 
-def speaker_table(folder: str | Path, speakers: list[str], references: int) -> Any:
+def speaker_table(folder: str | Path, speakers: list[str], field: str, references: int) -> Any:
     """(S, E) float32 tensor: of each speaker the mean direction of up to `references` recordings,
-    the first ones of the folder, at length 1."""
+    the first ones of the folder, at length 1. field: of the manifest, that names the speakers."""
     import torch
 
     rows, matrix = read_embeddings(folder)
+    place = "speaker" if field == "speaker" else "ref"  # what the speaker model was to tell
     places: dict[str, list[int]] = {name: [] for name in speakers}
     for at, row in enumerate(rows):
-        found = places.get(str(row.get("speaker")))
+        found = places.get(str(row.get(place)))
         if found is not None and len(found) < references:
             found.append(at)
     missing = [name for name, found in places.items() if not found]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# Frames whose cosines are held at a time: 128 MiB.
 SOURCE_CHUNK = 2048
-REFERENCE_CHUNK = 65536
+REFERENCE_CHUNK = 16384
 
 
 def align(x: Tensor, lengths: Tensor, frames: int, *, hop: int, field: int, mel_hop: int) -> Tensor:

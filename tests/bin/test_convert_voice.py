@@ -154,6 +154,17 @@ def test_fine_tuning_fills_in_statistics_and_speakers(
     assert last["l1"] > 0 and last["l1_other_speaker"] > 0
 
 
+def test_a_finished_run_starts_again_with_what_it_was_filled_with(
+    any_to_any: Path, capsys: Any
+) -> None:
+    before: Any = open_model(any_to_any).head.state_dict()
+    words = ["--config", str(any_to_any.parent / "config.yaml"), "--output", str(any_to_any)]
+    assert finetune.main(words) == 0
+    assert "reading the training cuts" not in capsys.readouterr().err
+    after: Any = open_model(any_to_any).head.state_dict()
+    assert [k for k in before if not torch.equal(before[k], after[k])] == []
+
+
 def test_cuts_become_files_of_the_same_length_with_a_manifest(
     corpus: dict[str, str], any_to_any: Path, tmp_path: Path, capsys: Any
 ) -> None:
