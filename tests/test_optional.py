@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCKED = [
     "k2", "torchaudio", "librosa", "espeakng_loader", "flashlight", "kenlm", "jiwer",
     "matplotlib", "tensorboard", "transformers", "sklearn", "faiss", "h5py", "huggingface_hub",
-    "peft", "torchcodec",
+    "peft", "torchcodec", "pesq", "pystoi",
 ]  # fmt: skip
 
 PROGRAM = """

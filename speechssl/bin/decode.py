@@ -24,7 +24,8 @@ are chosen on these cuts and written to best.json, for --tuned.
 
 With a model that classifies utterances: predictions.jsonl, with probabilities; with one for
 speakers: embeddings.npy and embeddings.jsonl; one that diarizes: segments.jsonl and hyp.rttm;
-one for slots or numbers: slots.jsonl or values.jsonl. `speechssl score` reads each of them."""
+one for slots or numbers: slots.jsonl or values.jsonl;
+one that separates: estimates.jsonl and audio/. `speechssl score` reads each of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""`speechssl decode` with heads of other answers: who speaks when, slots, numbers.
+"""`speechssl decode` with heads of other answers: who speaks when, slots, numbers, waves.
 
-A head says by its method what it answers: `activities`, `slot_log_probs` or `values`.
+A head says by its method what it answers: `activities`, `slot_log_probs`, `values`, `separate`.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def _kinds() -> dict[str, Kind]:
         "activities": Kind("segments.jsonl", _segments),
         "slot_log_probs": Kind("slots.jsonl", _slots),
         "values": Kind("values.jsonl", _values),
+        "separate": Kind("estimates.jsonl", _estimates),
     }
 
 
@@ -168,6 +169,26 @@ def _values(
         "ref": {n: None if v is None else float(v) for n, v in zip(names, found, strict=True)},
         "hyp": {n: round(float(v), 6) for n, v in zip(names, answer, strict=True)},
     }
+
+
+def _estimates(
+    cut: dict[str, Any], answer: np.ndarray, head: Any, options: DecodeOptions
+) -> dict[str, Any]:
+    """Writes the waves, as float32: a loud one must not be clipped."""
+    import soundfile
+
+    folder = Path(options.output) / "audio"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for i, wave in enumerate(answer.T):
+        names.append(f"audio/{str(cut['id']).replace('/', '_')}.{i}.wav")
+        path = Path(options.output) / names[-1]
+        soundfile.write(path, wave, head.encoder.sample_rate_hz, subtype="FLOAT")
+    first = (cut.get("supervisions") or [{}])[0]
+    custom = {**(cut.get("custom") or {}), **(first.get("custom") or {})}
+    source = cut["recording"]["sources"][0]["source"]
+    return {"id": cut["id"], "mixture": source, "sources": custom.get("sources"),
+            "estimates": names}  # fmt: skip
 
 
 def _write_rttm(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Score what `speechssl decode` wrote. A recogniser: word and character error rates.
 A classifier: accuracy, UAR and macro F1. Speakers: EER and minDCF on --trials, of cosines or PLDA,
 AS-norm on either, and with --calibrate Cllr too. Diarization: DER and JER. Slots: exact
-matches and F1. Numbers: CCC."""
+matches and F1. Numbers: CCC. Waves: SI-SDR, and PESQ and STOI where installed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`speechssl score` of what `decode_tasks` wrote: diarization, slots, numbers."""
+"""`speechssl score` of what `decode_tasks` wrote: diarization, slots, numbers, waves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 def task_of(folder: Path) -> Callable[[Path, ScoreOptions], tuple[dict[str, Any], str]] | None:
     """What scores this folder, by the file that is in it: -> results, and how they are shown."""
-    kinds = {"segments.jsonl": _diarization, "slots.jsonl": _slots, "values.jsonl": _values}
+    kinds = {
+        "segments.jsonl": _diarization,
+        "slots.jsonl": _slots,
+        "values.jsonl": _values,
+        "estimates.jsonl": _separation,
+    }
     return next((score for name, score in kinds.items() if (folder / name).is_file()), None)
 
 
@@ -91,3 +96,38 @@ def _sides(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         refs.append(ref)
         hyps.append(hyp)
     return refs, hyps
+
+
+def _separation(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
+    import numpy as np
+    import soundfile
+
+    from speechssl.score.separation import LIBRARIES, available, separation_results, wave_figures
+
+    there = available()
+    perceptual = [name for name, found in there.items() if found]
+    rows, utterances = [], 0
+    for number, entry in entries(folder / "estimates.jsonl"):
+        sources, estimates = entry.get("sources"), entry.get("estimates")
+        if not sources or not estimates or len(sources) != len(estimates):
+            raise ValueError(
+                f"{folder}/estimates.jsonl:{number}: found sources {sources!r:.60} for estimates "
+                f"{estimates!r:.60}, want as many of each; tools/make_mixtures.py writes cuts that "
+                "name their sources"
+            )
+        paths = [entry["mixture"], *(str(folder / e) for e in estimates), *sources]
+        waves = [soundfile.read(path, dtype="float64")[0] for path in paths]
+        length = min(map(len, waves))
+        found = np.stack([w[:length] for w in waves])
+        count = 1 + len(estimates)
+        rows += wave_figures(found[0], found[1:count], found[count:], perceptual)
+        utterances += 1
+    results = separation_results(rows, utterances)
+    shown = (
+        f"SI-SDR {results['si_sdr_db']:6.2f} dB, {results['si_sdr_improvement_db']:+.2f} dB against "
+        f"the mixture   {results['sources']} sources of {results['utterances']} mixtures"
+    )
+    for name, library in LIBRARIES.items():
+        value = f"{results[name]:.3f}" if there[name] else f"not measured: pip install {library}"
+        shown += f"\n{name.upper()} {value}"
+    return results, shown

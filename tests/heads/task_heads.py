@@ -12,6 +12,7 @@ from speechssl.contract import Batch, Encoder
 from speechssl.heads.diarize import DiarizeConfig
 from speechssl.heads.frames import FramesConfig, FramesHead
 from speechssl.heads.regress import RegressConfig
+from speechssl.heads.separate import SeparateConfig
 from speechssl.heads.slots import SlotsConfig
 
 SLOTS = {"slots": ["a", "b"], "values": [["x", "y", "z"], ["none", "p"]]}
@@ -24,6 +25,8 @@ KINDS: list[tuple[type[FramesConfig], dict[str, Any]]] = [
     (SlotsConfig, {**SLOTS, "projection_dim": 12}),
     (RegressConfig, {**NUMBERS, "projection_dim": 12, "pooling": "mean_std"}),
     (RegressConfig, {**NUMBERS, "projection_dim": 0, "loss": "mse"}),
+    (SeparateConfig, {"hidden_dim": 12, "hidden_layers": 1}),
+    (SeparateConfig, {"hidden_dim": 12, "dropout": 0.0, "hidden_layers": 2, "sources": 2}),
 ]
 
 
@@ -54,7 +57,10 @@ def task_batch(head: FramesHead) -> Batch:
         "slots": torch.tensor([[0, 1], [2, 0], [1, 1]]),
         "values": torch.tensor([[60000, 10000], [20000, 30000], [100, 65535]]),
     }
-    return dataclasses.replace(data, targets=targets)
+    added = 0.5 * torch.randn(data.wave.shape, generator=random)
+    beyond = torch.arange(data.wave.shape[1])[None] >= data.wave_lengths[:, None]
+    mixed = data.wave + added.masked_fill(beyond, 0)
+    return dataclasses.replace(data, targets=targets, views={"mixed": mixed})
 
 
 def one(whole: Batch, i: int) -> Batch:

@@ -111,6 +111,27 @@ def test_every_upstream_serves_every_task(task: str, upstream: str) -> None:
     assert any(p.requires_grad for p in head.parameters())
 
 
+FURTHER = {
+    "diarization": [],
+    "audio": ["--head.field", "x", "--head.classes", "[a,b]", "--head.class_counts", "[1,1]"],
+    "slu": ["--head.values", "[[a,b],[a,b],[none,b],[a,b]]"],
+    "enhance": ["--head.sources", "2", "--data.mixing.noise_probability", "0.0"],
+}
+"""Tasks that other heads serve, with what fine-tuning or run.sh fills in."""
+
+
+@pytest.mark.parametrize("task", FURTHER)
+@pytest.mark.parametrize("upstream", ["logmel", "random"])
+def test_every_upstream_serves_the_further_tasks(task: str, upstream: str) -> None:
+    words = ["--config", str(REALMINI / task / "conf/finetune.yaml"), "--output", "exp/x",
+             "--config", str(REALMINI / f"upstream/{upstream}.yaml"), *FURTHER[task]]  # fmt: skip
+    config = parse(FinetuneConfig, words)
+    with torch.device("meta"):
+        head = config.head.build(config.encoder.build())
+    assert not any(p.requires_grad for p in head.encoder.parameters())
+    assert any(p.requires_grad for p in head.parameters())
+
+
 def test_adapters_are_an_override() -> None:
     words = ["--config", str(REALMINI / "keyword/conf/finetune.yaml"), "--output", "exp/x",
              "--config", str(REALMINI / "upstream/random.yaml"),
