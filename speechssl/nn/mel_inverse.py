@@ -105,35 +105,54 @@ class GriffinLim(nn.Module):
         self.istft = InverseStft(c.fft, c.window, c.hop)
 
     @torch.no_grad()
-    def decode(self, log_mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def decode(
+        self, log_mel: Tensor, lengths: Tensor | None = None, start: Tensor | None = None
+    ) -> Tensor:
         """log_mel (B, T, M), lengths (B,) frames -> wave (B, (T - 1) * hop) in [-1, 1].
 
-        Raises `ValueError` if a frame before an utterance's end is not finite.
+        start: a wave of that shape whose phases are the first ones; None: random ones.
+        Raises `ValueError` if a frame before an utterance's end is not finite, or `start` is of
+        another shape.
         """
         log_mel, lengths = checked_mel(log_mel, lengths, self.mel.config)
-        rows = [self._row(x[:n]) for x, n in zip(log_mel, lengths.tolist(), strict=True)]
-        wave = log_mel.new_zeros(len(log_mel), max(log_mel.shape[1] - 1, 0) * self.mel.config.hop)
-        for row, samples in zip(wave, rows, strict=True):
-            row[: len(samples)] = samples
+        wave = log_mel.new_zeros(len(log_mel), (log_mel.shape[1] - 1) * self.mel.config.hop)
+        if start is not None and start.shape != wave.shape:
+            raise ValueError(
+                f"start: found shape {tuple(start.shape)}, want {tuple(wave.shape)}, a wave with "
+                "a hop between two frames"
+            )
+        for row, frames in enumerate(lengths.tolist()):
+            size = (frames - 1) * self.mel.config.hop
+            first = None if start is None else start[row, :size]
+            wave[row, :size] = self._row(log_mel[row, :frames], first)
         return wave.clamp(-1, 1)
 
-    def _row(self, log_mel: Tensor) -> Tensor:
-        """(n, M) -> ((n - 1) * hop,)"""
+    def _row(self, log_mel: Tensor, first: Tensor | None) -> Tensor:
+        """(n, M), ((n - 1) * hop,) -> ((n - 1) * hop,)"""
+        hop = self.mel.config.hop
+
+        def part(start: int, end: int) -> Tensor:
+            known = None if first is None else first[start * hop : end * hop]
+            return self._chunk(log_mel[start : end + 1], known)
+
         pieces, start, size = [], 0, self.chunk_frames
         while len(log_mel) - start > size + size // 4:
             # The frame at a cut is the last of one chunk and the first of the next.
             last = log_mel[start + size - size // 4 : start + size].mean(-1)
             end = start + size - size // 4 + int(last.argmin())
-            pieces.append(self._chunk(log_mel[start : end + 1]))
+            pieces.append(part(start, end))
             start = end
-        return torch.cat([*pieces, self._chunk(log_mel[start:])])
+        return torch.cat([*pieces, part(start, len(log_mel) - 1)])
 
-    def _chunk(self, log_mel: Tensor) -> Tensor:
+    def _chunk(self, log_mel: Tensor, first: Tensor | None) -> Tensor:
         if len(log_mel) < 2:
             return log_mel.new_zeros(0)
         magnitude = self.inverse(log_mel)[None]
-        seed = torch.zeros(1, dtype=torch.int64, device=log_mel.device)
-        angle = random_uniform(seed, 0, *magnitude.shape[1:]) * (2 * torch.pi)
+        if first is None:
+            seed = torch.zeros(1, dtype=torch.int64, device=log_mel.device)
+            angle = random_uniform(seed, 0, *magnitude.shape[1:]) * (2 * torch.pi)
+        else:
+            angle = self.mel.spectrum(first[None]).angle()
         spectrum = torch.polar(magnitude, angle)
         before = torch.zeros_like(spectrum)
         for _ in range(self.iterations):

@@ -19,6 +19,7 @@ from speechssl.model_file import load_strictly
 from speechssl.nn.mel_inverse import GriffinLim
 from speechssl.nn.speech_mel import SpeechMelConfig, require_same_mel
 from speechssl.vocoder.base import Vocoder
+from speechssl.vocoder.refined import RefinedVocoder
 
 FORMAT = "vocoder 1"
 GRIFFIN_LIM = "griffin_lim"
@@ -52,17 +53,24 @@ def save_vocoder(
     os.replace(folder / "model.json.tmp", folder / "model.json")
 
 
-def load_vocoder(source: str | Path, mel: SpeechMelConfig | None = None) -> Vocoder | GriffinLim:
+def load_vocoder(
+    source: str | Path, mel: SpeechMelConfig | None = None, *, refine: int = 0
+) -> Vocoder | GriffinLim | RefinedVocoder:
     """The vocoder of a folder, in eval mode on the CPU, or "griffin_lim", which needs no training.
 
-    Both have `.mel`, the SpeechMel they read, and `.decode(log_mel (B, T, M), lengths (B,)) ->
+    All have `.mel`, the SpeechMel they read, and `.decode(log_mel (B, T, M), lengths (B,)) ->
     wave (B, (T - 1) * hop)`.
 
     mel: the definition of the log-mels that are to be decoded; None: whatever the vocoder's is.
+    refine: iterations of Griffin-Lim that start from a trained vocoder's phases (`RefinedVocoder`).
     Raises `ValueError` for a folder without its two files or of another kind of model, tensors
     that do not fit, and a mel definition that differs from `mel`.
     """
     if str(source) == GRIFFIN_LIM:
+        if refine:
+            raise ValueError(
+                f"refine: found {refine} for {GRIFFIN_LIM}, want 0: it has no phases to start from"
+            )
         return GriffinLim(mel).eval()
     folder = Path(source)
     for name in ("model.json", "model.safetensors"):
@@ -85,4 +93,4 @@ def load_vocoder(source: str | Path, mel: SpeechMelConfig | None = None) -> Voco
 
     vocoder = from_class_path(VocoderConfig, info["vocoder"]).build(own)
     load_strictly(vocoder, load_file(folder / "model.safetensors"), str(folder))
-    return vocoder.eval()
+    return (RefinedVocoder(vocoder, refine) if refine else vocoder).eval()

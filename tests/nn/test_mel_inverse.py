@@ -79,6 +79,22 @@ def test_griffin_lim_gives_a_wave_of_nearly_the_same_mel() -> None:
     assert errors[1] < 0.6 * errors[0] and errors[1] < 0.25
 
 
+def test_phases_to_start_from_are_used() -> None:
+    """From those of the wave itself, hardly anything is left to do."""
+    vocoder = GriffinLim(iterations=1, chunk_frames=60)  # in pieces
+    wave = speechlike(16000)
+    log_mel, lengths = vocoder.mel(wave.repeat(2, 1), torch.tensor([16000, 8000]))
+    start = wave.repeat(2, 1)
+    start[1, 8000:] = 0
+    errors = []
+    for first in (None, start):
+        again, _ = vocoder.mel(vocoder.decode(log_mel, lengths, first), torch.tensor([16000, 8000]))
+        errors.append((again - log_mel).abs().mean((1, 2)))
+    assert (errors[1] < 0.4 * errors[0]).all()
+    with pytest.raises(ValueError, match=r"start: found shape \(2, 15999\), want \(2, 16000\)"):
+        vocoder.decode(log_mel, lengths, start[:, 1:])
+
+
 def test_griffin_lim_of_a_batch_is_that_of_each_utterance() -> None:
     vocoder = GriffinLim(iterations=3)
     log_mel, lengths = vocoder.mel(speechlike(8000).repeat(2, 1), torch.tensor([3200, 8000]))

@@ -42,6 +42,21 @@ def test_griffin_lim_has_a_name() -> None:
     assert isinstance(vocoder, GriffinLim) and vocoder.mel.config == mel
 
 
+def test_griffin_lim_refines_a_trained_vocoder(tmp_path: Path) -> None:
+    config, mel = SpectralConfig(dim=8, hidden_dim=16, blocks=1), SpeechMelConfig()
+    save_vocoder(tmp_path, config, mel, config.build(mel).state_dict())
+    refined = load_vocoder(tmp_path, mel, refine=2)
+    log_mel, lengths = torch.randn(2, 30, 80) - 4, torch.tensor([30, 12])
+    wave = refined.decode(log_mel, lengths)
+    plain = load_vocoder(tmp_path).decode(log_mel, lengths)
+    assert wave.shape == plain.shape and not wave[1, 11 * 160 :].any()
+    steps = GriffinLim(mel, iterations=2)
+    assert torch.equal(wave, steps.decode(log_mel, lengths, plain))
+    assert not torch.allclose(wave, steps.decode(log_mel, lengths))
+    with pytest.raises(ValueError, match="no phases to start from"):
+        load_vocoder("griffin_lim", refine=2)
+
+
 def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found no model\.json.*'griffin_lim'"):
         load_vocoder(tmp_path / "none")

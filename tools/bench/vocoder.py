@@ -24,7 +24,7 @@ from speechssl.data.loader import read_all
 from speechssl.nn.speech_mel import SpeechMel, SpeechMelConfig
 from speechssl.score.conversion import Settings, analyse, averages, compare
 from speechssl.vocoder.config import ReconstructionConfig
-from speechssl.vocoder.load import load_vocoder
+from speechssl.vocoder.load import GRIFFIN_LIM, load_vocoder
 from speechssl.vocoder.losses import SpectraDistance, mel_distance
 
 SCORES = ("mel", "spectra", "mcd", "f0_rmse_hz", "voicing_error")
@@ -63,8 +63,11 @@ def run(options: argparse.Namespace) -> list[dict]:
     spectra = SpectraDistance(ReconstructionConfig().windows)
     print(f"{len(waves)} files, {seconds:.1f} s, {options.threads} thread(s)")
     rows = []
-    for source in options.vocoders:
-        vocoder = load_vocoder(source, mel.config)
+    ways = [(source, 0) for source in options.vocoders]
+    ways += [(s, n) for s in options.vocoders if s != GRIFFIN_LIM for n in options.refine]
+    for source, refine in ways:
+        vocoder = load_vocoder(source, mel.config, refine=refine)
+        label = Path(source).name + (f"+{refine}" if refine else "")
         mels = {k: mel(x[None], torch.tensor([len(x)]))[0] for k, x in waves.items()}
         vocoder.decode(next(iter(mels.values()))[:, :20])  # what is made at the first call
         clocks, copies = [], {}
@@ -73,13 +76,13 @@ def run(options: argparse.Namespace) -> list[dict]:
             copies = {name: vocoder.decode(x)[0] for name, x in mels.items()}
             clocks.append(time.process_time() - start)
         scores = [judged(copy, waves[name], mel, spectra) for name, copy in copies.items()]
-        row = {"vocoder": Path(source).name} | averages(scores, SCORES)
+        row = {"vocoder": label} | averages(scores, SCORES)
         row["loudest"] = max(float(x.abs().max()) for x in copies.values())
         row["audio_s_per_cpu_s"] = seconds / statistics.median(clocks)
         row["parameters"] = sum(p.numel() for p in vocoder.parameters())
         rows.append(row)
         if options.output:
-            folder = Path(options.output) / Path(source).name
+            folder = Path(options.output) / label
             folder.mkdir(parents=True, exist_ok=True)
             for name, copy in copies.items():
                 soundfile.write(folder / f"{name.replace('/', '_')}.wav", copy.numpy(), 16000)
@@ -104,6 +107,10 @@ def main() -> None:
     parser.add_argument("--cuts", nargs="+", required=True, help="held-out recordings")
     parser.add_argument("--only", nargs="*", default=[], help="how names of cuts are to begin")
     parser.add_argument("--vocoders", nargs="+", default=["griffin_lim"], help="folders, or that")
+    parser.add_argument(
+        "--refine", type=int, nargs="*", default=[],
+        help="iterations of Griffin-Lim behind each trained vocoder, as rows of their own",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", help="folder for the copies, one below it for each vocoder")
