@@ -30,6 +30,8 @@ class TokenizerConfig:
     """Number of units for bpe and unigram, the blank included."""
     case: Literal["upper", "lower", "keep"] = "upper"
     """Case that texts are brought to."""
+    keep_punctuation: bool = False
+    """Punctuation and symbols are units too, such as those of tags: <drink> latte </drink>."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,7 +241,13 @@ def with_tokenizer(config: FinetuneConfig) -> tuple[DataConfig, HeadConfig, dict
     if config.data.tokenizer is None and dist.is_main() and not path.is_file():
         wanted = config.tokenizer
         texts = transcripts(config.data.train)
-        tokenizer_from_texts(texts, wanted.kind, wanted.size, case=wanted.case).save(path)
+        tokenizer_from_texts(
+            texts,
+            wanted.kind,
+            wanted.size,
+            case=wanted.case,
+            strip_punctuation=not wanted.keep_punctuation,
+        ).save(path)
     dist.barrier()
     tokenizer = Tokenizer.load(path)
     if head.vocab_size not in (0, tokenizer.size):

@@ -30,6 +30,8 @@ class ScoreOptions:
     results.json goes there, and alignments.txt or scores.txt."""
     normalisation: Literal["basic", "none"] = "basic"
     """How both sides are brought to one form; stated in results.json."""
+    tags: bool = False
+    """Texts hold slots, `<drink> iced mocha </drink>`: their matches, F1 and value CER too."""
     worst: int = 20
     """How many utterances with the most errors results.json lists."""
     trials: str | None = None
@@ -99,11 +101,16 @@ def _results(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
         return task(folder, options)
     from speechssl.score.wer import alignment_text, error_rates
 
-    results, scored = error_rates(read_hypotheses(folder / "hyp.jsonl"), options.normalisation)
+    found = read_hypotheses(folder / "hyp.jsonl")
+    results, scored = error_rates(found, options.normalisation)
     scored.sort(key=lambda s: (-s.words.errors, s.utterance.id))
     results["worst"] = [_worst(s) for s in scored[: options.worst] if s.words.errors]
     write_text(folder / "alignments.txt", "\n".join(alignment_text(s) for s in scored))
-    return results, table(results)
+    shown = table(results)
+    if options.tags:
+        results["slots"], slots = score_tasks.tagged(found)
+        shown += "\n" + slots
+    return results, shown
 
 
 def read_hypotheses(path: Path) -> list[Utterance]:

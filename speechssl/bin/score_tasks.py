@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from speechssl.bin.score_utterances import entries
 
 if TYPE_CHECKING:
     from speechssl.bin.score import ScoreOptions
+    from speechssl.score.wer import Utterance
 
 
 def task_of(folder: Path) -> Callable[[Path, ScoreOptions], tuple[dict[str, Any], str]] | None:
@@ -58,13 +59,27 @@ def _slots(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
         for side in _sides(folder / "slots.jsonl")
     )
     results = slot_results(refs, hyps)
+    return results, _slot_table(results)
+
+
+def tagged(found: Sequence[Utterance]) -> tuple[dict[str, Any], str]:
+    """Slots of texts with tags, as a recogniser writes them; case and spaces are evened out."""
+    from speechssl.score.slots import slot_results, tagged_slots
+
+    sides = [[tagged_slots(t.lower()) for t in texts]
+             for texts in ([u.ref for u in found], [u.hyp for u in found])]  # fmt: skip
+    results = slot_results(sides[0], sides[1])
+    return results, _slot_table(results)
+
+
+def _slot_table(results: dict[str, Any]) -> str:
     lines = [
         f"all slots right {100 * results['exact_match']:6.2f} %   slot F1 "
         f"{100 * results['slot_f1']:.2f}, of types alone {100 * results['slot_type_f1']:.2f}   "
         f"value CER {100 * results['slot_value_cer']:.2f}   {results['utterances']} utterances"
     ]
     lines += [f"{name:>24}  F1 {100 * x['f1']:6.2f}" for name, x in results["by_slot"].items()]
-    return results, "\n".join(lines)
+    return "\n".join(lines)
 
 
 def _values(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
@@ -123,9 +138,10 @@ def _separation(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], st
         rows += wave_figures(found[0], found[1:count], found[count:], perceptual)
         utterances += 1
     results = separation_results(rows, utterances)
+    gain = results["si_sdr_improvement_db"]
     shown = (
-        f"SI-SDR {results['si_sdr_db']:6.2f} dB, {results['si_sdr_improvement_db']:+.2f} dB against "
-        f"the mixture   {results['sources']} sources of {results['utterances']} mixtures"
+        f"SI-SDR {results['si_sdr_db']:6.2f} dB, {gain:+.2f} dB against the mixture "
+        f"  {results['sources']} sources of {results['utterances']} mixtures"
     )
     for name, library in LIBRARIES.items():
         value = f"{results[name]:.3f}" if there[name] else f"not measured: pip install {library}"

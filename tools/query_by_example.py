@@ -1,0 +1,94 @@
+"""Find spoken queries in recordings by dynamic time warping of an encoder's frames; no training.
+
+python tools/query_by_example.py --model FOLDER --layer 6 --queries cuts_valid.jsonl.gz \\
+  --recordings cuts_test.jsonl.gz --field label --output exp/qbe
+
+A recording holds a query if both have one value of --field. Writes OUTPUT/scores.npy (queries by
+recordings) and OUTPUT/results.json: mean average precision, and the maximum term-weighted value of
+QUESST 2014. --model logmel takes log-mel energies with deltas. Choose the layer on other
+recordings than you report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from speechssl.data.fields import field_values
+from speechssl.score.query import match, normalised, query_results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="logmel, or what speechssl.load opens")
+    parser.add_argument("--layer", type=int, default=-1)
+    parser.add_argument("--queries", nargs="+", required=True)
+    parser.add_argument("--recordings", nargs="+", required=True)
+    parser.add_argument("--field", default="label")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    encoder = opened(options.model)
+    layer = encoder.num_layers if options.layer == -1 else options.layer
+    values = [field_values(cuts, options.field) for cuts in (options.queries, options.recordings)]
+    found = [features(encoder, layer, cuts) for cuts in (options.queries, options.recordings)]
+    ids = [[i for i in side if i in x] for side, x in zip(values, found, strict=True)]
+    both = [found[side][i] for side in (0, 1) for i in ids[side]]
+    even = normalised(both)
+    queries, recordings = even[: len(ids[0])], even[len(ids[0]) :]
+    scores = np.array(
+        [[match(q, x) for x in recordings] for q in tqdm(queries, unit="query", disable=None)]
+    )
+    relevant = np.array([[values[0][q] == values[1][x] for x in ids[1]] for q in ids[0]])
+    results = query_results(scores, relevant) | {
+        "decode": {"model": options.model, "layer": layer, "field": options.field,
+                   "head": {"class_path": f"dtw.layer{layer}", "init_args": {}},
+                   "trainable_parameters": 0},
+    }  # fmt: skip
+    options.output.mkdir(parents=True, exist_ok=True)
+    np.save(options.output / "scores.npy", scores.astype(np.float32))
+    (options.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(
+        f"layer {layer}: mAP {100 * results['map']:.2f} % (chance {100 * results['chance_map']:.2f}"
+        f" %)   MTWV {results['mtwv']:.4f}   {results['utterances']} queries in "
+        f"{results['recordings']} recordings"
+    )
+
+
+def opened(model: str) -> Any:
+    if model == "logmel":
+        from speechssl.encoders.log_mel import LogMelConfig
+
+        return LogMelConfig(mel_bins=80, deltas=2, normalise=False).build()
+    from speechssl.hub.load import load
+
+    return load(model).encoder
+
+
+def features(encoder: Any, layer: int, cuts: list[str]) -> dict[str, np.ndarray]:
+    """Cut id -> (T, D) of those that have a frame."""
+    import torch
+
+    from speechssl.data.loader import read_all
+
+    found = {}
+    encoder.eval()
+    with torch.inference_mode():
+        for batch in read_all(cuts, max_batch_seconds=60.0):
+            long = encoder.frame_lengths(batch.wave_lengths) > 0
+            ids = [i for i, kept in zip(batch.ids, long.tolist(), strict=True) if kept]
+            if not ids:
+                continue
+            out = encoder(batch.wave[long], batch.wave_lengths[long], layers=[layer])
+            rows = out.aligned(layer).float().numpy()
+            for name, row, length in zip(ids, rows, out.lengths.tolist(), strict=True):
+                found[name] = row[:length].copy()
+    return found
+
+
+if __name__ == "__main__":
+    main()
