@@ -19,6 +19,7 @@ from speechssl.config import parse
 ROOT = Path(__file__).parents[2]
 NOTE = """#!/usr/bin/env bash
 echo "$(basename "$0") $*" >>{log}
+[[ $* != *local/best.py* ]] || echo 0.7
 """
 
 
@@ -85,6 +86,11 @@ def test_each_model_gets_what_it_stands_on(notes: Path) -> None:
     probed = [c for c in calls if c.startswith("speechssl probe")]
     assert len(probed) == 3
     scored = [c.split("--output exp/")[1] for c in calls if "--reference syllable" in c]
+    tried = [name for name in scored if "/valid_" in name]
+    assert tried[:4] == [f"seed4/segments_hubert/valid_0.{i}" for i in (6, 7, 8, 9)]
+    scored = [name for name in scored if name not in tried]
+    assert len(tried) == 12 and sum("--merge_threshold 0.7 --cuts [../ssl/data/probe" in c
+                                    for c in calls) == 3  # fmt: skip
     assert scored == ["seed4/segments_hubert", "seed4/segments_sylber1", "seed4/segments_sylber2",
                       "segments_energy", "segments_rate"]  # fmt: skip
     assert sum("local/pairs.py" in c for c in calls) == 3

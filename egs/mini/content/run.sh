@@ -22,7 +22,7 @@ stop_stage=10     # last stage
 seeds=1           # seeds of pretraining, separated by blanks
 steps=1000        # updates of HuBERT, ContentVec and NFA
 sylber_steps=400  # updates of each of Sylber's two stages
-merge=0.8         # least cosine of a frame with its segment's mean, where boundaries are scored
+merges="0.6 0.7 0.8 0.9"  # least cosines of frames with their segment's mean; validation cuts choose
 data=../ssl/data  # where the manifests are
 clusters=../ssl/exp/km_mfcc  # k-means, with its labels
 labels=           # ContentVec's labels, if they are others than the k-means'
@@ -102,8 +102,14 @@ for seed in $seeds; do
         --layers "[2]" --pool mean --output "$dir/mean_$name"
     done
     for name in hubert sylber1 sylber2; do
+      for merge in $merges; do
+        run "$dir/segments_$name/valid_$merge" speechssl segment --model "$dir/$name" --layer 3 \
+          --merge_threshold "$merge" --cuts "[$valid_cuts]" --reference syllable \
+          --output "$dir/segments_$name/valid_$merge"
+      done
+      best=$(python local/best.py "$dir/segments_$name")
       run "$dir/segments_$name" speechssl segment --model "$dir/$name" --layer 3 \
-        --merge_threshold "$merge" --cuts "$probe_cuts" --reference syllable \
+        --merge_threshold "$best" --cuts "$probe_cuts" --reference syllable \
         --output "$dir/segments_$name"
     done
     for name in energy rate; do
