@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_trainer import assert_close, make, metrics
-from torch import nn
-from toy import ToyObjective, ToySource
+from toy import ToySource
+from two_players import TwoPlayers
 
-from speechssl.contract import Batch, Loss
 from speechssl.train.adversarial import AdversarialTrainer
 from speechssl.train.config import TrainConfig
 
 COMMON = {"device": "cpu", "tensorboard": False, "learning_rate": 0.01, "log_every": 2}
-
-
-class TwoPlayers(ToyObjective):
-    """The toy, whose logits moreover are to look to a critic as one-hot labels do."""
-
-    def __init__(self, broken: bool = False) -> None:
-        super().__init__()
-        self.critic = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
-        self.broken = broken
-        self.fixed: list[bool] = []
-
-    def forward(self, batch: Batch) -> Loss:
-        loss = super().forward(batch)
-        if self.training:
-            self.fixed.append(not any(p.requires_grad for p in self.critic.parameters()))
-        fake = self.project(self.encoder(batch.wave)).softmax(-1)
-        scores = self.critic(fake)[..., 0][batch.targets["label"] != -100]
-        return Loss(loss.total - 0.1 * scores.sum(), loss.count, loss.logs)
-
-    def critic_loss(self, batch: Batch) -> Loss:
-        label = batch.targets["label"]
-        with torch.no_grad():
-            fake = self.project(self.encoder(batch.wave)).softmax(-1)
-        real = nn.functional.one_hot(label.clamp(min=0), 5).float()
-        scores = (self.critic(fake) - self.critic(real))[..., 0][label != -100]
-        total = (scores + scores.square()).sum() * (torch.nan if self.broken else 1)
-        return Loss(total, (label != -100).sum(), {})
 
 
 def players(folder: Path, parts: int = 1, broken: bool = False, **options) -> AdversarialTrainer:
@@ -120,3 +96,21 @@ def test_an_objective_without_critics_is_refused(tmp_path: Path) -> None:
     plain = make(tmp_path, steps=1)
     with pytest.raises(ValueError, match="ToyObjective without critics"):
         AdversarialTrainer(plain.config, plain.objective, plain.train, None, tmp_path)
+
+
+def test_two_ranks_train_as_one(tmp_path: Path) -> None:
+    program = str(Path(__file__).with_name("two_players.py"))
+    for ranks in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone",
+             f"--nproc_per_node={ranks}", program, str(tmp_path / str(ranks))],
+            env=dict(os.environ, OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / x / "weights.safetensors") for x in "12")
+    assert_close(one, two, 5e-6)
+    losses = [
+        [x["critic_loss"] for x in metrics(tmp_path / name) if x["split"] == "train"]
+        for name in "12"
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -142,6 +142,18 @@ def test_validation_leaves_out_critics_and_gain() -> None:
     assert model(batch).total.item() == pytest.approx(plain(batch).total.item())
 
 
+def test_in_half_precision_the_losses_are_nearly_the_same() -> None:
+    model, batch = objective_of(CRITIC), batch_of(3200)
+    whole = model(batch), model.critic_loss(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(batch), model.critic_loss(batch)
+    for a, b in zip(whole, half, strict=True):
+        assert b.total.dtype == torch.float32
+        assert b.total.item() == pytest.approx(a.total.item(), rel=0.03)
+    half[0].total.backward()
+    assert all(p.grad.isfinite().all() for p in model.vocoder.parameters())
+
+
 def test_gain_is_drawn_from_the_seed_and_never_clips() -> None:
     model = objective_of(gain_db=(-12.0, 30.0))
     batch = batch_of(3200, 1600, 2500)
