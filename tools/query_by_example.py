@@ -5,8 +5,7 @@ python tools/query_by_example.py --model FOLDER --layer 6 --queries cuts_valid.j
 
 A recording holds a query if both have one value of --field. Writes OUTPUT/scores.npy (queries by
 recordings) and OUTPUT/results.json: mean average precision, and the maximum term-weighted value of
-QUESST 2014. --model logmel takes log-mel energies with deltas. Choose the layer on other
-recordings than you report.
+QUESST 2014. Choose the layer on other recordings than you report.
 """
 
 from __future__ import annotations
@@ -25,14 +24,15 @@ from speechssl.score.query import match, normalised, query_results
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="logmel, or what speechssl.load opens")
+    parser.add_argument("--model", required=True, help="what speechssl.load opens, or encoder.yaml")
     parser.add_argument("--layer", type=int, default=-1)
     parser.add_argument("--queries", nargs="+", required=True)
     parser.add_argument("--recordings", nargs="+", required=True)
     parser.add_argument("--field", default="label")
+    parser.add_argument("--seed", type=int, default=1, help="of random weights")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    encoder = opened(options.model)
+    encoder = opened(options.model, options.seed)
     layer = encoder.num_layers if options.layer == -1 else options.layer
     values = [field_values(cuts, options.field) for cuts in (options.queries, options.recordings)]
     found = [features(encoder, layer, cuts) for cuts in (options.queries, options.recordings)]
@@ -59,11 +59,17 @@ def main() -> None:
     )
 
 
-def opened(model: str) -> Any:
-    if model == "logmel":
-        from speechssl.encoders.log_mel import LogMelConfig
+def opened(model: str, seed: int) -> Any:
+    """An encoder; of a YAML file with `encoder:`, as finetune reads it, one of random weights."""
+    if model.endswith(".yaml"):
+        import torch
+        import yaml
 
-        return LogMelConfig(mel_bins=80, deltas=2, normalise=False).build()
+        from speechssl.config import EncoderConfig, from_class_path
+
+        torch.manual_seed(seed)
+        values = yaml.safe_load(Path(model).read_text(encoding="utf-8"))["encoder"]
+        return from_class_path(EncoderConfig, values).build()
     from speechssl.hub.load import load
 
     return load(model).encoder

@@ -15,8 +15,8 @@ MARKS = (
 )  # fmt: skip
 """Files by which a folder is known as an experiment, a clustering, a decoding or a probe."""
 
-FIGURES = {"wer", "uar", "eer"}
-"""What results.json holds of a recogniser, a classifier, or speaker verification."""
+FIGURES = ("wer", "uar", "eer", "der", "exact_match", "map", "auc", "ccc", "si_sdr_db")
+"""What results.json holds, one of them for each kind of task that a decoding may be of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _decodings(path: Path, troubles: list[str]) -> list[Decoding]:
         results = _json(folder / "results.json", troubles)
         if results is None and (folder / "hyp.jsonl").is_file():
             results = _score(folder / "hyp.jsonl", troubles)
-        if isinstance(results, dict) and FIGURES & results.keys():
+        if isinstance(results, dict) and results.keys() & set(FIGURES):
             how = _json(folder / "decode.json", troubles) or results.get("decode") or {}
             found.append(Decoding(folder.name, results, how))
     return found

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from speechssl.report.charts import Series, lines, short
-from speechssl.report.read import Experiment
+from speechssl.report.read import FIGURES, Experiment
 
 # Measure -> (title, note), in the order of the page; others follow under their own names.
 TITLES: dict[str, tuple[str, str]] = {
@@ -148,11 +148,16 @@ def _scores(one: Experiment) -> str:
     parts = []
     for decoding in one.decodings:
         results = decoding.results
-        key = next(k for k in ("wer", "uar", "eer") if k in results)
+        key = next(k for k in FIGURES if k in results)
+        if key in ("ccc", "si_sdr_db"):
+            parts.append(
+                f"{escape(key)} <b>{results[key]:.3f}</b> <small>{escape(decoding.name)}</small>"
+            )
+            continue
         low, high = results.get(f"{key}_ci95") or (None, None)
         spread = "" if low is None else f" <small>{100 * low:.1f}–{100 * high:.1f}</small>"
         parts.append(
-            f"{key.upper()} <b>{100 * results[key]:.2f} %</b>{spread} "
+            f"{key.replace('_', ' ').upper()} <b>{100 * results[key]:.2f} %</b>{spread} "
             f"<small>{escape(decoding.name)}</small>"
         )
     return "<br>".join(parts) or "—"

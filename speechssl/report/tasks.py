@@ -1,4 +1,4 @@
-"""The section about tasks with one answer per utterance: classification and verification."""
+"""The section about tasks beside recognition: classification, verification, and further ones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,22 @@ from speechssl.score.verification import probit
 
 MOST_CLASSES = 40
 """Confusions of more classes than this are not shown as a table."""
+FURTHER = {  # what results.json calls a figure -> how it is shown, and its unit
+    "der": ("DER", "%"),
+    "jer": ("JER", "%"),
+    "exact_match": ("all slots right", "%"),
+    "slot_f1": ("slot F1", "%"),
+    "slot_value_cer": ("slot value CER", "%"),
+    "ccc": ("CCC", ""),
+    "si_sdr_db": ("SI-SDR", "dB"),
+    "si_sdr_improvement_db": ("SI-SDR improvement", "dB"),
+    "pesq": ("PESQ", ""),
+    "stoi": ("STOI", ""),
+    "map": ("mAP", "%"),
+    "mtwv": ("MTWV", ""),
+    "auc": ("AUC", "%"),
+}
+"""Figures of tasks that need no more than a row."""
 
 
 def tasks(experiments: Sequence[Experiment]) -> str:
@@ -20,7 +36,8 @@ def tasks(experiments: Sequence[Experiment]) -> str:
     found = [(f"{e.name}/{d.name}", d) for e in experiments for d in e.decodings]
     classified = [(name, d) for name, d in found if "uar" in d.results]
     verified = [(name, d) for name, d in found if "eer" in d.results]
-    if not classified and not verified:
+    others = [(name, d) for name, d in found if FURTHER.keys() & d.results.keys()]
+    if not classified and not verified and not others:
         return section("Utterances", missing("no classification or verification was scored"))
     body = ""
     if classified:
@@ -35,7 +52,20 @@ def tasks(experiments: Sequence[Experiment]) -> str:
         head = ("decoding", "scores", "EER", "95 % interval", "minDCF", "targets", "non-targets")
         body += table(head, [row for name, d in verified for row in _verified(name, d.results)])
         body += f'<div class="grid">{_det(verified)}</div>'
+    if others:
+        body += table(("decoding", "figures", "of"), [_further(name, d) for name, d in others])
     return section("Utterances", body)
+
+
+def _further(name: str, decoding: Decoding) -> list[str]:
+    results, figures = decoding.results, []
+    for key, (shown, unit) in FURTHER.items():
+        value = results.get(key)
+        if isinstance(value, int | float):
+            text = _percent(value) if unit == "%" else f"{value:.3f} {unit}".rstrip()
+            figures.append(f"{shown} {text}")
+    counts = [f"{results[k]} {k}" for k in ("utterances", "recordings") if k in results]
+    return [name, ", ".join(figures), ", ".join(counts) or "—"]
 
 
 def _classified(name: str, decoding: Decoding) -> list[str]:

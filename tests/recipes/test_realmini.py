@@ -115,6 +115,7 @@ FURTHER = {
     "diarization": [],
     "audio": ["--head.field", "x", "--head.classes", "[a,b]", "--head.class_counts", "[1,1]"],
     "slu": ["--head.values", "[[a,b],[a,b],[none,b],[a,b]]"],
+    "mispronunciation": ["--head.vocab_size", "41"],
     "enhance": ["--head.sources", "2", "--data.mixing.noise_probability", "0.0"],
 }
 """Tasks that other heads serve, with what fine-tuning or run.sh fills in."""

@@ -66,6 +66,23 @@ def test_every_count_of_the_confusions_is_in_its_cell(exp: Path) -> None:
     assert confusions(many) == ""
 
 
+def test_further_tasks_have_a_row_of_figures(tmp_path: Path) -> None:
+    given = {"dia": {"der": 0.125, "jer": 0.25, "recordings": 3},
+             "clean": {"si_sdr_db": 9.5, "si_sdr_improvement_db": 4.25, "utterances": 8},
+             "age": {"ccc": 0.5, "utterances": 7}}  # fmt: skip
+    for name, results in given.items():
+        folder = tmp_path / "exp" / name / "test"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "decode.json").write_text(json.dumps({"utterances": 1}))
+        (folder.parent / "config.yaml").write_text("head: {class_path: x.DiarizeConfig}\n")
+    page = render(find_experiments([tmp_path / "exp"]), "now")
+    _check(page)
+    for text in ("DER 12.50 %, JER 25.00 %", "3 recordings", "CCC 0.500", "7 utterances",
+                 "SI-SDR 9.500 dB, SI-SDR improvement 4.250 dB"):  # fmt: skip
+        assert text in page
+
+
 def test_nothing_scored_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: 1\n")
     assert "no classification" in tasks(find_experiments([tmp_path]))
