@@ -33,6 +33,9 @@ class ConvertVoiceOptions:
     """Folder for the results."""
     vocoder: str = "griffin_lim"
     """Folder of a trained vocoder, or griffin_lim."""
+    refine: int = 0
+    """Iterations of Griffin-Lim that start from a trained vocoder's phases; 16 help one of short
+    training."""
     target: str | None = None
     """Speaker of the training data whose voice is wanted, of an any-to-any model. With `knn`, the
     name that the records get."""
@@ -97,7 +100,7 @@ def run(options: ConvertVoiceOptions) -> int:
 
     device = dist.init(options.device)
     head = open_voice(options.model)
-    vocoder = load_vocoder(options.vocoder, head.config.mel)
+    vocoder = load_vocoder(options.vocoder, head.config.mel, refine=options.refine)
     items, described = sources(options)
     names = output_names(options, [item.id for item in items])
     records = Records(options, names)

@@ -108,7 +108,7 @@ class HifiganVocoder(Vocoder):
         x = x.masked_fill(padding.transpose(1, 2), 0)
         factor = 1
         for stage in self.stages:
-            factor *= stage.rate  # pyright: ignore
+            factor = int(factor * stage.rate)  # pyright: ignore
             x = stage(x, padding_mask(lengths * factor, size * factor)[:, None])
         wave = self.output(F.leaky_relu(x))[:, 0].to(log_mel.dtype).tanh()
         hop = self.mel.config.hop
