@@ -179,6 +179,8 @@ class VoiceHead(FramesHead):
             speaker = self.speaker_input(self.speakers[classes])
         with torch.no_grad():
             target, lengths = self.mel(wave, wave_lengths)
+            # A batch may be padded beyond its longest utterance.
+            target = target[:, : int(lengths.max())]
             target = (target - self.mel_mean) / self.mel_deviation
         frames, frame_lengths = self.frames(wave, wave_lengths)
         x = self.inputs(frames, frame_lengths, lengths, self._prosody(wave, wave_lengths))

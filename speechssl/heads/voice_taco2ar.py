@@ -5,10 +5,12 @@ prenet whose dropout is never turned off. In training the true last frame is fed
 No attention: input and output frames lie at the same times.
 
 Source: Huang et al. 2022 (S3PRL-VC), section 3.2; Shen et al. 2018 (Tacotron 2), section 2.2, for
-encoder and prenet; Sak et al. 2014 for LSTMs with projection.
+encoder and prenet; Sak et al. 2014 for LSTMs with projection. Published sizes are those of S3PRL's
+configuration for VCC2020.
 Differs: layer norm in place of batch norm, so that an utterance's spectrogram does not depend on
 its batch; the prenet's dropout is a function of the seed and the frame's number, so that conversion
-repeats and teacher forcing equals feedback of the same frames.
+repeats and teacher forcing equals feedback of the same frames. S3PRL's code does not heed its
+projection's 256, but passes on the tanh of another 1024, with dropout in what the cells get back.
 
 Shape legend: B utterances, T mel frames, D input width, F mel bins, M width of the memory.
 """
@@ -45,8 +47,8 @@ class VoiceTaco2ArConfig(VoiceConfig):
     """Frames that each sees (published 5)."""
     conv_dropout: float = 0.5
     """Dropout behind each (published 0.5)."""
-    blstm_dim: int = 256
-    """Width of each direction behind them (published 256)."""
+    blstm_dim: int = 512
+    """Width of each direction behind them (published 512)."""
     prenet_dim: int = 256
     """Width of the two layers that the last frame passes (published 256)."""
     prenet_dropout: float = 0.5
@@ -58,7 +60,7 @@ class VoiceTaco2ArConfig(VoiceConfig):
     lstm_layers: int = 2
     """Their number (published 2)."""
     lstm_dropout: float = 0.2
-    """Dropout between them, in training (published 0.2)."""
+    """Dropout behind each, in training (published 0.2)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,6 +160,7 @@ class Decoder(nn.Module):
             dropout=config.lstm_dropout if config.lstm_layers > 1 else 0.0,
             proj_size=config.lstm_projection,
         )
+        self.last_dropout = nn.Dropout(config.lstm_dropout)
         self.output = nn.Linear(config.lstm_projection, self.bins)
 
     def forward(
@@ -167,7 +170,7 @@ class Decoder(nn.Module):
         before = F.pad(teacher[:, :-1], (0, 0, 1, 0))
         x = self._prenet(before, self._kept(seeds, memory.shape[1], start))
         out, _ = self.lstm(torch.cat([x, memory], -1))
-        return self.output(out)
+        return self.output(self.last_dropout(out))
 
     def generate(self, memory: Tensor, seeds: Tensor, start: Tensor | None = None) -> Tensor:
         """Frame t from the decoder's own frame t - 1."""
@@ -177,7 +180,7 @@ class Decoder(nn.Module):
         for t in range(memory.shape[1]):
             x = self._prenet(frame, None if kept is None else kept[:, t : t + 1])
             out, state = self.lstm(torch.cat([x, memory[:, t : t + 1]], -1), state)
-            frame = self.output(out)
+            frame = self.output(self.last_dropout(out))
             found.append(frame)
         return torch.cat(found, 1)
 

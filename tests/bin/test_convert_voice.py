@@ -341,6 +341,11 @@ def test_a_wave_is_converted_alike_alone_and_among_others() -> None:
         assert torch.allclose(together[i], convert_them.log_mels([wave])[0], atol=1e-4)
 
 
+def test_silence_alone_is_silence() -> None:
+    found = converter(VoiceConvNextConfig, 10.0, 1.0)([np.zeros(8000, np.float32)])
+    assert len(found[0]) == 8000 and not found[0].any()
+
+
 def test_a_model_that_gives_nan_is_an_error_not_audio() -> None:
     broken = converter(VoiceConvNextConfig, 10.0, 1.0)
     broken.head.output.bias.data[3] = float("nan")

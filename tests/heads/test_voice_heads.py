@@ -39,6 +39,8 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_utterances(kind: Any) -> None:
     whole, alone = head(data), [head(one(data, i)) for i in range(3)]
     assert whole.total.item() == pytest.approx(sum(x.total.item() for x in alone), rel=1e-5)
     assert float(whole.count) == sum(float(x.count) for x in alone)
+    longer = dataclasses.replace(data, wave=torch.nn.functional.pad(data.wave, (0, 3200)))
+    assert head(longer).total.item() == pytest.approx(whole.total.item(), rel=1e-5)
 
 
 @every
