@@ -19,6 +19,7 @@ from speechssl.encoders.log_mel import LogMelConfig
 from speechssl.heads.speaker import SpeakerConfig
 from speechssl.heads.voice_convnext import VoiceConvNextConfig
 from speechssl.heads.voice_taco2ar import VoiceTaco2ArConfig
+from speechssl.hub import audio
 from speechssl.labels.codebook import Codebook, Normaliser, save_codebook
 from speechssl.labels.features import weights_hash
 from speechssl.model_file import open_model, save_model
@@ -217,37 +218,39 @@ def test_a_second_run_makes_only_what_is_missing(
 def test_bad_recordings_do_not_end_the_run_and_odd_ones_are_converted(
     any_to_one: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    audio = tmp_path / "in"
-    (audio / "deep").mkdir(parents=True)
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
     wave = spoken(220.0, 0.6, 1)
-    soundfile.write(audio / "plain.wav", wave, 16000)
-    soundfile.write(audio / "deep" / "plain.flac", wave, 16000)
-    soundfile.write(audio / "silence.wav", np.zeros(8000), 16000)
-    soundfile.write(audio / "short.wav", wave[:1600], 16000)
-    soundfile.write(audio / "clipped.wav", np.clip(50 * wave, -1, 1), 16000)
+    soundfile.write(folder / "plain.wav", wave, 16000)
+    soundfile.write(folder / "deep" / "plain.flac", wave, 16000)
+    soundfile.write(folder / "silence.wav", np.zeros(8000), 16000)
+    soundfile.write(folder / "short.wav", wave[:1600], 16000)
+    soundfile.write(folder / "clipped.wav", np.clip(50 * wave, -1, 1), 16000)
     time = np.arange(26460) / 44100
     tone = 0.2 * np.sin(2 * np.pi * 200 * time)
-    soundfile.write(audio / "stereo.wav", np.stack([tone, 0.5 * tone], -1), 44100)
-    soundfile.write(audio / "tiny.wav", wave[:100], 16000)
-    soundfile.write(audio / "empty.wav", wave[:0], 16000)
-    soundfile.write(audio / "nan.wav", np.full(8000, np.nan), 16000, "FLOAT")
-    (audio / "torn.flac").write_bytes((audio / "deep" / "plain.flac").read_bytes()[:60])
-    found = {r["id"]: r for r in convert(any_to_one, str(audio), audio / "out", "--format", "flac")}
+    soundfile.write(folder / "stereo.wav", np.stack([tone, 0.5 * tone], -1), 44100)
+    soundfile.write(folder / "tiny.wav", wave[:100], 16000)
+    soundfile.write(folder / "empty.wav", wave[:0], 16000)
+    soundfile.write(folder / "nan.wav", np.full(8000, np.nan), 16000, "FLOAT")
+    (folder / "torn.flac").write_bytes((folder / "deep" / "plain.flac").read_bytes()[:60])
+    found = {
+        r["id"]: r for r in convert(any_to_one, str(folder), folder / "out", "--format", "flac")
+    }
     assert sorted(found) == ["clipped", "deep/plain", "plain", "short", "silence", "stereo"]
     assert {r["target"] for r in found.values()} == {"bob"}
     for name, r in found.items():
-        made, rate = soundfile.read(audio / "out" / r["audio"])
+        made, rate = soundfile.read(folder / "out" / r["audio"])
         assert rate == 16000 and np.isfinite(made).all()
         assert len(made) == {"silence": 8000, "short": 1600}.get(name, 9600)
         assert (np.abs(made).max() > 1e-3) == (name != "silence")
     assert found["silence"]["silent"] is True and "silent" not in found["plain"]
-    skipped = (audio / "out" / "skipped.txt").read_text()
+    skipped = (folder / "out" / "skipped.txt").read_text()
     for name in ("tiny.wav", "empty.wav", "nan.wav", "torn.flac"):
         assert name in skipped
     assert "found 100 samples" in skipped
     # Files that an earlier run wrote below the input are no input.
-    assert len(convert(any_to_one, str(audio), audio / "out", "--format", "flac")) == 6
-    nothing = ["--model", str(any_to_one), "--input", str(audio / "tiny.wav"),
+    assert len(convert(any_to_one, str(folder), folder / "out", "--format", "flac")) == 6
+    nothing = ["--model", str(any_to_one), "--input", str(folder / "tiny.wav"),
                "--output", str(tmp_path / "x")]  # fmt: skip
     assert convert_voice.main(nothing) == 1
     capsys.readouterr()
@@ -339,6 +342,19 @@ def test_a_wave_is_converted_alike_alone_and_among_others() -> None:
     together = convert_them.log_mels(waves)
     for i, wave in enumerate(waves):
         assert torch.allclose(together[i], convert_them.log_mels([wave])[0], atol=1e-4)
+
+
+def test_a_long_recording_on_disk_is_converted_as_one_in_memory(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    soundfile.write(tmp_path / "x.wav", spoken(150.0, 2.5, 3), 16000)
+    convert_them = converter(VoiceConvNextConfig, 1.4, 0.5, pitch=True, energy=True)
+    found = []
+    for seconds in (300, 1):
+        monkeypatch.setattr(audio, "LONG_SECONDS", seconds)
+        wave = audio.to_wave(*audio.read_file(tmp_path / "x.wav"), want_rate=16000)
+        found.append(convert_them.log_mels([wave])[0])
+    assert torch.equal(found[0], found[1])
 
 
 def test_silence_alone_is_silence() -> None:
