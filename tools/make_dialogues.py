@@ -107,6 +107,7 @@ def dialogue(
         if before is not None and before != speaker and random.random() < options.overlap:
             begin = max(0, end - int(random.uniform(0.1, 0.5) * len(wave)))
         begin = max(begin, last_of.get(speaker, 0))  # nobody interrupts themselves
+        begin = -(-begin // FRAME) * FRAME  # labels are exact
         turns.append((str(who[speaker]), begin, begin + len(wave)))
         parts.append(wave)
         last_of[speaker] = begin + len(wave)
@@ -119,7 +120,8 @@ def dialogue(
 
 def trimmed(wave: np.ndarray) -> np.ndarray:
     """Without the silence at both ends, in steps of 10 ms; an all but empty one stays whole."""
-    frames = wave[: len(wave) // FRAME * FRAME].reshape(-1, FRAME)
+    wave = wave[: len(wave) // FRAME * FRAME]
+    frames = wave.reshape(-1, FRAME)
     power = np.square(frames).mean(1) if len(frames) else np.zeros(0)
     loud = np.flatnonzero(power > power.max(initial=0.0) * 10 ** (-QUIET_DB / 10))
     return wave[loud[0] * FRAME : (loud[-1] + 1) * FRAME] if len(loud) else wave

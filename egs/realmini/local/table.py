@@ -30,6 +30,7 @@ PLAIN = {  # what results.json calls a figure -> how it is shown, and its factor
     "auc": ("AUC %", 100),
     "map": ("mAP %", 100),
     "mtwv": ("MTWV", 1),
+    "cer": ("CER %", 100),
 }
 
 
