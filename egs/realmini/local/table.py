@@ -81,8 +81,10 @@ def figures(parts: list[dict[str, Any]]) -> dict[str, float]:
 
 def row(name: str, seeds: list[dict[str, float]], parts: list[dict[str, Any]]) -> dict[str, str]:
     how = parts[0]["decode"]
-    head = how["head"]["init_args"]
-    kind = how["head"]["class_path"].rsplit(".", 1)[-1].removesuffix("Config").lower()
+    # A recogniser's decoding does not say what its head is.
+    described = how.get("head") or {"class_path": "CtcConfig", "init_args": {}}
+    head = described["init_args"]
+    kind = described["class_path"].rsplit(".", 1)[-1].removesuffix("Config").lower()
     cells = {"upstream": name, "head": head.get("network") or head.get("pooling") or kind}
     for key in seeds[0]:
         values = [s[key] for s in seeds]
@@ -91,7 +93,10 @@ def row(name: str, seeds: list[dict[str, float]], parts: list[dict[str, Any]]) -
         cells[key] = f"{statistics.mean(values):.{digits}f}{spread}"
     scored = [next(p[k] for k in ("utterances", "recordings", "targets", "phones") if k in p)
               + p.get("nontargets", 0) for p in parts]  # fmt: skip
-    cells |= {"trained parameters": str(how["trainable_parameters"]), "folds": str(len(parts))}
+    cells |= {
+        "trained parameters": str(how.get("trainable_parameters", "—")),
+        "folds": str(len(parts)),
+    }
     return cells | {"scored": str(sum(scored)), "seeds": str(len(seeds))}
 
 
