@@ -123,3 +123,16 @@ def test_another_field_becomes_the_text(tmp_path: Path, monkeypatch: pytest.Monk
     assert [r["supervisions"][0]["text"] for r in rows] == ["iab"] * 2
     with pytest.raises(SystemExit, match="no 'other'"):
         tool(monkeypatch, "field_text.py", *words, "other")
+
+
+def test_goodness_is_judged_by_humans_where_they_did() -> None:
+    names = runpy.run_path(str(ROOT / "tools/goodness.py"))
+    assert names["_flat"]([[2, 1.5], [0]]) == names["_flat"]([2, 1.5, 0]) == [2.0, 1.5, 0.0]
+    rows = [{"gop": [-1.0, -3.0], "human": [2.0, 0.0], "said": [True, True]},
+            {"gop": [-2.0], "human": [1.0], "said": [True]}]  # fmt: skip
+    judged = names["figures"](rows)
+    assert judged["pearson"] == pytest.approx(1.0) and "auc" not in judged
+    rows = [{"gop": [-1.0, -3.0, -0.5], "human": None, "said": [True, False, True]}]
+    assert names["figures"](rows)["auc"] == 1.0
+    with pytest.raises(SystemExit, match="without scores"):
+        names["_flat"](None)
