@@ -145,6 +145,20 @@ def test_adapters_are_an_override() -> None:
     assert sum(p.numel() for p in head.adapters.parameters()) == 4 * 2 * 2 * 192 * 4
 
 
+def test_recognisers_take_adapters_and_interfaces_too() -> None:
+    words = ["--config", str(REALMINI / "mispronunciation/conf/finetune.yaml"), "--output", "exp/x",
+             "--config", str(REALMINI / "upstream/random.yaml"), "--head.vocab_size", "41",
+             "--head.adapters.kind", "conv", "--head.interface", "convolution"]  # fmt: skip
+    config = parse(FinetuneConfig, words)
+    with torch.device("meta"):
+        head = config.head.build(config.encoder.build())
+    # Five layers become two, each of half the width.
+    assert head.interface.output_size == 192 and head.hidden.lstm.input_size == 192
+    assert len(head.adapters.layers) == 4 and any(
+        p.requires_grad for p in head.adapters.parameters()
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("task", TASKS)
