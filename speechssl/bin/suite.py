@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from speechssl.bin.suite_task import TaskConfig
 
 DESCRIPTION = """Run upstreams on tasks and compare them in one table:
-speechssl suite --tasks egs/realmini/suite/tasks --corpora DIR --upstreams "[logmel,PATH]" \\
-  --output exp/suite
+speechssl suite --tasks egs/realmini/suite/tasks --corpora DIR --upstreams "[logmel,PATH]"
+--output exp/suite
 
 A task is one YAML file: its corpus, how that is divided, a head, a metric. An upstream is logmel,
 random, a YAML file of an encoder (random weights), or a model's folder, own or of transformers.
