@@ -142,7 +142,7 @@ def test_one_that_is_not_iterated_is_pretrained_once(copy: Copy) -> None:
     calls = copy.calls("--stage", "5", "--stop-stage", "8", "--objective", "unispeech",
                        "--iterations", "3", "--steps-pretrain", "9")  # fmt: skip
     (call,) = [c for c in calls if "bin.pretrain" in c]
-    assert call.endswith("--train.steps 9")
+    assert "--train.steps 9 " in call
     hidden = [c for c in calls if "hide_transcripts" in c]
     assert option(hidden[0], "--keep") == "data/an4/cuts_train_10.jsonl.gz"
     assert option(hidden[0], "--hide") == "data/an4/cuts_train.jsonl.gz"
@@ -169,6 +169,7 @@ def test_probes_are_of_encoder_random_weights_and_log_mel(copy: Copy) -> None:
         (("--objective", "finetune_logmel"), "found finetune_logmel"),
         (("--systems", "pretrained lstm"), "found lstm, want pretrained, frozen"),
         (("--iterations", "0"), "--iterations: found 0, want 1 or more"),
+        (("--probe", "yes"), "--probe: found yes, want true or false"),
     ],
 )
 def test_unknown_names_stop_the_recipe_at_once(

@@ -59,6 +59,7 @@ for name in ${all[@]+"${all[@]}"}; do
   esac
 done
 [[ $iterations =~ ^[1-9][0-9]*$ ]] || { log "--iterations: found $iterations, want 1 or more"; exit 2; }
+[[ $probe == true || $probe == false ]] || { log "--probe: found $probe, want true or false"; exit 2; }
 # Only what has a YAML for a second iteration is iterated.
 [[ -f conf/pretrain_${objective}_it2.yaml ]] || iterations=1
 
@@ -121,7 +122,8 @@ stage 5 "labels of iteration 1, and transcripts for UniSpeech" && {
 pretrain() { # objective, iteration, seed, further options
   configure "$1" "$2"
   pretrain_objective "$1" "${how[0]}" "$exp/$(stands_on "$1")/seed$3/it1" "$3" \
-    "$exp/$1/seed$3/it$2" "${how[@]:1}" ${overridden[@]+"${overridden[@]}"} "${@:4}"
+    "$exp/$1/seed$3/it$2" "${how[@]:1}" --train.keep_checkpoints 1 \
+    ${overridden[@]+"${overridden[@]}"} "${@:4}"
 }
 
 place() { # recogniser: its folder
@@ -149,7 +151,8 @@ finetune() { # a system; _10 behind it: on a tenth of the labels
   run "$out/train" train speechssl.bin.finetune "${start[@]}" \
     --data.train "[$data/an4/cuts_train$labelled.jsonl.gz]" \
     --data.valid "[$data/an4/cuts_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
-    --train.steps "$updates" ${overridden[@]+"${overridden[@]}"} --output "$out"
+    --train.steps "$updates" --train.keep_checkpoints 1 ${overridden[@]+"${overridden[@]}"} \
+    --output "$out"
 }
 
 decode() { # as finetune
