@@ -6,8 +6,8 @@ gender" and a parametric equaliser, of which the ranges here are.
 Differs:
 - Pitch and formants are changed in short-time spectra, as source and envelope, instead of pitch
   period by pitch period: it needs no pitch tracker and no search range for each speaker, never
-  fails, and takes some 15 ms of one core for each second of speech. The range of the pitch around its
-  median is not changed.
+  fails, and takes some 15 ms of one core for each second of speech. The range of the pitch around
+  its median is not changed.
 - Each utterance keeps its power.
 
 Shape legend: B utterances, L samples, N samples of one utterance, F bins, K windows.
