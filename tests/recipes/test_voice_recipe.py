@@ -112,7 +112,8 @@ def test_each_upstream_is_pretrained_tuned_converted_and_scored(copy: Copy) -> N
         assert option(call, "data.train") == ["[data/cuts_target_train.jsonl.gz]"]
     converted = [c for c in calls if c.startswith("speechssl convert-voice")]
     assert [option(c, "output")[0] for c in converted] == [f"{t}/converted" for t in tuned]
-    assert all("--vocoder exp/vocoder --input data/cuts_source_test" in c for c in converted)
+    wanted = "--vocoder exp/vocoder --refine 16 --input data/cuts_source_test"
+    assert all(wanted in c for c in converted)
     scored = [c for c in calls if c.startswith("speechssl score-conversion")]
     assert [option(c, "converted")[0] for c in scored] == [
         "exp/copy_griffin_lim", "exp/copy_vocoder", *(f"{t}/converted" for t in tuned)
@@ -140,7 +141,7 @@ def test_griffin_lim_and_fewer_upstreams_need_less(copy: Copy) -> None:
     assert "vocoder" not in found and "pretrain" not in found and "cluster" not in found
     assert sum("local/copy_synthesis.py" in c for c in calls) == 1
     (converted,) = (c for c in calls if "convert-voice" in c)
-    assert "--vocoder griffin_lim" in converted
+    assert "--vocoder griffin_lim --refine 0" in converted
 
 
 def test_a_second_run_does_nothing_but_the_table(copy: Copy) -> None:

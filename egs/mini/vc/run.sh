@@ -28,6 +28,7 @@ test_sentences=10   # sentences that are converted, of each source
 vocoder=spectral    # spectral (trained here), griffin_lim, or a trained vocoder's folder
 pretrain_steps=600  # updates of WavLM and ContentVec
 vocoder_steps=800   # updates of the vocoder
+refine=16       # iterations of Griffin-Lim from a trained vocoder's phases; 0: as they are
 verifier_steps=500  # updates of the verifier
 head=convnext   # network from frames to log-mel: convnext or taco2ar
 steps=400       # updates of each head
@@ -131,6 +132,7 @@ tools() { # vocoder or verifier
 }
 synthesiser=$vocoder
 [[ $vocoder == spectral ]] && synthesiser=$exp/vocoder
+[[ $vocoder == griffin_lim ]] && refine=0
 stage 7 "vocoder and verifier" && { side_by_side "$jobs" tools vocoder verifier; }
 
 finetune() { # upstream
@@ -159,16 +161,16 @@ listen() { # folder of conversions: whose voice, and what is said
 
 convert() { # upstream
   local made=$dir/$1/converted
-  run "$made" speechssl convert-voice --model "$dir/$1" --vocoder "$synthesiser" \
+  run "$made" speechssl convert-voice --model "$dir/$1" --vocoder "$synthesiser" --refine "$refine" \
     --input "$data/cuts_source_test.jsonl.gz" --output "$made"
   listen "$made"
 }
 
 copy() { # name of a vocoder, for its folder
-  local folder=$exp/copy_$1 which=griffin_lim
-  [[ $1 == griffin_lim ]] || which=$synthesiser
+  local folder=$exp/copy_$1 which=(--vocoder griffin_lim)
+  [[ $1 == griffin_lim ]] || which=(--vocoder "$synthesiser" --refine "$refine")
   run "$folder" python local/copy_synthesis.py --cuts "$data/cuts_target_test.jsonl.gz" \
-    --vocoder "$which" --output "$folder"
+    "${which[@]}" --output "$folder"
   run "$folder/asr" speechssl decode --model "$asr" --cuts "$folder/cuts.jsonl.gz" "${beam[@]}" \
     --output "$folder/asr"
 }

@@ -28,9 +28,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cuts", required=True)
     parser.add_argument("--vocoder", required=True, help="folder, or griffin_lim")
+    parser.add_argument("--refine", type=int, default=0, help="see `speechssl convert-voice`")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    vocoder = load_vocoder(options.vocoder)
+    vocoder = load_vocoder(options.vocoder, refine=options.refine)
     (options.output / "audio").mkdir(parents=True, exist_ok=True)
     index, cuts = [], JsonlWriter(options.output / "cuts.jsonl.gz")
     audio, seconds = 0.0, 0.0
