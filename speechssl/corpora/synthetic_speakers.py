@@ -131,7 +131,9 @@ def _speaker(
 ) -> Speaker:
     name = f"s{seed}-{split}-{index:04d}"
     rng = seeded(seed, "speaker", name)
-    wanted = "female" if (index // len(languages)) % 2 == index % 2 else "male"
+    # In turn within each language, and the first speakers of the languages in turn.
+    turn = index // len(languages) + index % len(languages)
+    wanted = "male" if turn % 2 else "female"
     fitting = [v for v in variants if v[1] == wanted] or list(variants)
     variant, gender = fitting[(index // 2) % len(fitting)]
     tract = rng.choice((0.92, 0.95, 0.98, 1.0, 1.02, 1.05, 1.08))

@@ -22,6 +22,7 @@ from speechssl.corpora.synthetic import (
     prepare,
     split_speakers,
 )
+from speechssl.corpora.synthetic_speakers import make_speakers
 
 SMALL = {"utterances": 90, "speakers": 15, "jobs": 1, "heldout_languages": ["it"]}
 LANGUAGES = ["en-us", "de", "es"]
@@ -52,6 +53,19 @@ def _audio(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): soundfile.read(p, dtype="int16")[0].tobytes() for p in files
     }
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_women_and_men_take_turns_in_each_language(count: int) -> None:
+    languages = [f"language{n}" for n in range(count)]
+    variants = {f"w{n}": "female" for n in range(9)} | {f"m{n}": "male" for n in range(9)}
+    speakers = make_speakers(
+        {"train": 4 * count}, {"train": languages}, variants, seed=1, reverb=False
+    )
+    for language in languages:
+        genders = [s.gender for s in speakers if s.language == language]
+        assert sorted(genders) == ["female", "female", "male", "male"]
+        assert all(a != b for a, b in pairwise(genders))
 
 
 def test_an_utterance_does_not_depend_on_what_was_spoken_before(synthesiser: Synthesiser) -> None:
