@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: ConvertVoiceOptions) -> int:
     """Convert all that is not there yet; 1 if nothing at all could be converted."""
     from speechssl import dist
-    from speechssl.bin.extract import Progress, _list_skipped
+    from speechssl.bin.extract import Progress, list_skipped
     from speechssl.bin.voice_converter import Converter, Plan
     from speechssl.bin.voice_target import find_target, open_voice
     from speechssl.vocoder.load import load_vocoder
@@ -121,7 +121,7 @@ def run(options: ConvertVoiceOptions) -> int:
     wall = time.perf_counter() - start
     clock = converter.clock | {"audio_s": audio, "wall_s": wall}
     records.finish(described, faults, clock, target.name)
-    _list_skipped(Path(options.output), faults)
+    list_skipped(Path(options.output), faults)
     told = f" as {target.name}" if target.name else ""
     print(f"{len(records.done)} of {len(items)} recordings{told} -> {options.output}")
     if audio:

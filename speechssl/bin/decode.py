@@ -151,7 +151,7 @@ def run(options: DecodeOptions) -> int:
         rows[cut_id] = texts
     parts = dist.gather_objects((rows, skipped, clock))
     if dist.is_main():
-        _write(options, references, parts, grid, left_out)
+        _write(options, head, references, parts, grid, left_out)
     return 0
 
 
@@ -355,11 +355,13 @@ def _with_progress(
 
 def _write(
     options: DecodeOptions,
+    head: Any,
     references: dict[str, Reference],
     parts: list[tuple[dict[str, list[str]], list[str], dict[str, float]]],
     grid: list[dict[str, float]],
     left_out: list[str],
 ) -> None:
+    from speechssl.bin.decode_utterances import describe
     from speechssl.bin.score import write_text
 
     folder = Path(options.output)
@@ -386,6 +388,7 @@ def _write(
         "skipped": skipped,
         "words_left_out_of_lexicon": len(left_out),
         "timing": clock | {"rtf": spent / max(clock["audio_s"], 1e-9)},
+        **describe(head),
     }
     if grid:
         best = {"lm_weight": options.lm_weight, "word_score": options.word_score}

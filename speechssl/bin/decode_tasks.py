@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speechssl.config import to_dict
+from speechssl.bin.decode_utterances import describe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,17 +104,6 @@ def _write(
     )
     for entry in skipped[:10]:
         print(f"skipped {entry}")
-
-
-def describe(head: Any) -> dict[str, Any]:
-    """The head, the weight of each layer, and how many parameters could learn."""
-    shares = head.layer_sum.shares()
-    return {
-        "head": to_dict(head.config),
-        "layer_weights": {str(n): round(w, 6) for n, w in zip(head.layers, shares)},
-        "encoder_parameters": sum(p.numel() for p in head.encoder.parameters()),
-        "trainable_parameters": sum(p.numel() for p in head.parameters() if p.requires_grad),
-    }
 
 
 def _kinds() -> dict[str, Kind]:

@@ -121,18 +121,23 @@ def _write_embeddings(folder: Path, kept: dict[str, dict[str, Any]], answers: di
 
 
 def _describe(head: Any) -> dict[str, Any]:
-    """The head, the weight of each layer, and how many parameters could learn."""
-    config = dataclasses.replace(head.config, classes=[], class_counts=[])
-    shares = head.layer_sum.shares()
-    encoder = sum(p.numel() for p in head.encoder.parameters())
-    learnt = sum(p.numel() for p in head.parameters() if p.requires_grad)
+    classes = head.config.classes
     return {
         "field": head.config.field,
-        "classes": len(head.config.classes)
-        if hasattr(head, "embed")
-        else list(head.config.classes),
-        "head": to_dict(config),
+        "classes": len(classes) if hasattr(head, "embed") else list(classes),
+        **describe(head, dataclasses.replace(head.config, classes=[], class_counts=[])),
+    }
+
+
+def describe(head: Any, config: Any = None) -> dict[str, Any]:
+    """The head, the weight of each layer, and how many parameters could learn.
+
+    config: what to say of its configuration, if not all.
+    """
+    shares = head.layer_sum.shares()
+    return {
+        "head": to_dict(config or head.config),
         "layer_weights": {str(n): round(w, 6) for n, w in zip(head.layers, shares)},
-        "encoder_parameters": encoder,
-        "trainable_parameters": learnt,
+        "encoder_parameters": sum(p.numel() for p in head.encoder.parameters()),
+        "trainable_parameters": sum(p.numel() for p in head.parameters() if p.requires_grad),
     }

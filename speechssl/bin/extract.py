@@ -161,7 +161,7 @@ def run(options: ExtractOptions) -> int:
         return 0
     seconds, frames, count = (sum(t[i] for t in totals) for i in range(3))
     passed = max(t[3] for t in totals)
-    _list_skipped(Path(options.output), skipped)
+    list_skipped(Path(options.output), skipped)
     if options.format == "hdf5":
         print(f"{write_hdf5(options.output, Path(options.output) / 'features.h5')} in features.h5")
     print(
@@ -346,7 +346,7 @@ class Progress:
         return f"{self.audio / 3600:.2f} h of audio, {self.audio / self.passed:.1f} h per hour"
 
 
-def _list_skipped(output: Path, faults: dict[str, str]) -> None:
+def list_skipped(output: Path, faults: dict[str, str]) -> None:
     path = output / "skipped.txt"
     if not faults:
         path.unlink(missing_ok=True)

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         results["decode"] = {k: v for k, v in how.items() if k != "timing"}
     arguments = sys.argv[1:] if argv is None else argv
     results["command"] = shlex.join(["speechssl", "score", *arguments])
-    results["commit"] = _commit()
+    results["commit"] = commit()
     write_text(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(shown)
     return 0
@@ -170,7 +170,7 @@ def _worst(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the code that scored, with "+" if it was changed since; None outside git."""
     here = Path(__file__).resolve().parent
     try:

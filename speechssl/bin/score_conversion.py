@@ -77,11 +77,11 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"speechssl score-conversion: error: {error}", file=sys.stderr)
         return 2
-    from speechssl.bin.score import _commit, write_text
+    from speechssl.bin.score import commit, write_text
 
     arguments = sys.argv[1:] if argv is None else argv
     results["command"] = shlex.join(["speechssl", "score-conversion", *arguments])
-    results["commit"] = _commit()
+    results["commit"] = commit()
     text = json.dumps(results, indent=2, ensure_ascii=False)
     write_text(Path(options.converted) / "results.json", text + "\n")
     print(table(results))

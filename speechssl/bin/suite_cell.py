@@ -198,7 +198,7 @@ def _described(folds: list[Fold], folder: Path) -> dict[str, Any]:
             sweeps.append({str(r["learning_rate"]): r["score"] for r in sweep["rates"]})
         else:
             rates.append(info["provenance"]["config"]["train"]["learning_rate"])
-        weights.append(_layer_weights(run, folder / f"fold{fold.number}" / "test"))
+        weights.append(_layer_weights(folder / f"fold{fold.number}" / "test"))
     sizes = info["provenance"]["parameters"]
     return {
         "learning_rates": rates,
@@ -224,18 +224,10 @@ def _short(head: dict[str, Any]) -> str:
     return f"{head['class_path'].rsplit('.', 1)[-1].removesuffix('Config')} ({shown})"
 
 
-def _layer_weights(run: Path, tested: Path) -> list[float]:
+def _layer_weights(tested: Path) -> list[float]:
     """Softmax weights of the layers that are summed; [] where one layer is read."""
-    from safetensors import safe_open
-
-    how = json.loads((tested / "decode.json").read_text())
-    if "layer_weights" in how:
-        weights = list(how["layer_weights"].values())
-        return weights if len(weights) > 1 else []
-    with safe_open(run / "model.safetensors", "pt") as file:
-        if "head.layer_weights" in set(file.keys()):
-            return file.get_tensor("head.layer_weights").softmax(0).tolist()
-    return []
+    weights = list(json.loads((tested / "decode.json").read_text())["layer_weights"].values())
+    return weights if len(weights) > 1 else []
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -6,9 +6,8 @@ They become label stores of several integers per utterance in the run's folder.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,8 @@ def with_targets(output: str, data: DataConfig, head: Any) -> tuple[DataConfig, 
 
     Raises `ValueError` for fields that no cut has, or that are no numbers where those are wanted.
     """
+    from speechssl.data.fields import write_utterance_labels
+
     if hasattr(head, "slots"):
         filled, rows, classes = _slots(data, head)
         name = "slots"
@@ -34,7 +35,8 @@ def with_targets(output: str, data: DataConfig, head: Any) -> tuple[DataConfig, 
     else:
         return data, head
     folder = Path(output) / name
-    _write(folder, name, rows, classes)
+    meta = {"name": name, "classes": classes, "values": len(next(iter(rows.values())))}
+    write_utterance_labels(folder, meta, json.dumps(sorted(rows.items())), rows)
     return dataclasses.replace(data, labels=data.labels | {name: str(folder)}), filled
 
 
@@ -96,29 +98,3 @@ def _fields(cuts: Sequence[str], fields: Sequence[str]) -> dict[str, list[str | 
     from speechssl.data.fields import cut_rows, field_of
 
     return {cut["id"]: [field_of(cut, f) for f in fields] for cut in cut_rows(cuts)}
-
-
-def _write(folder: Path, name: str, rows: Mapping[str, list[int]], classes: int) -> None:
-    """A store that is there and holds the same is kept. Every rank calls it."""
-    from speechssl import dist
-    from speechssl.data.label_store import LabelWriter
-
-    text = json.dumps(sorted(rows.items()))
-    meta = {
-        "name": name,
-        "classes": classes,
-        "frame_rate_hz": 0,
-        "values": len(next(iter(rows.values()))),
-        "digest": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
-    }
-    path = folder / "meta.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if all(found.get(k) == v for k, v in meta.items()):
-            return
-    writer = LabelWriter(folder, meta)
-    if dist.is_main():
-        for cut, row in rows.items():
-            if cut not in writer:  # a killed run wrote some
-                writer.add(cut, row)
-    writer.finish()

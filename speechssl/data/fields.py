@@ -82,13 +82,20 @@ def write_class_labels(
             "the classes. Leave those cuts out, or train on cuts that hold them too"
         )
     lines = "".join(json.dumps(pair) + "\n" for pair in sorted(values.items()))
-    meta = {
-        "name": field,
-        "classes": len(classes),
-        "frame_rate_hz": 0,
-        "class_names": list(classes),
-        "digest": hashlib.blake2b(lines.encode(), digest_size=16).hexdigest(),
-    }
+    meta = {"name": field, "classes": len(classes), "class_names": list(classes)}
+    write_utterance_labels(folder, meta, lines, {i: place[v] for i, v in values.items()})
+
+
+def write_utterance_labels(
+    folder: str | Path, meta: Mapping[str, Any], text: str, rows: Mapping[str, int | list[int]]
+) -> None:
+    """Write a label store of one integer per utterance, or of several: cut id -> labels.
+
+    A store that is there, of the same meta and `text` (all that the labels are made of), is kept.
+    Every rank calls it. Raises `ValueError` for a store of others.
+    """
+    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    meta = {**meta, "frame_rate_hz": 0, "digest": digest}
     path = Path(folder) / "meta.json"
     if path.is_file():
         found = json.loads(path.read_text())
@@ -96,7 +103,7 @@ def write_class_labels(
             return
     writer = LabelWriter(folder, meta)
     if dist.is_main():
-        for cut_id, value in values.items():
+        for cut_id, row in rows.items():
             if cut_id not in writer:  # a killed run wrote some
-                writer.add(cut_id, place[value])
+                writer.add(cut_id, row)
     writer.finish()

@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.config import HeadConfig
-from speechssl.contract import Batch, Encoder, EncoderOutput, Loss, Objective
+from speechssl.contract import Batch, Encoder, Loss
+from speechssl.heads.frames import EncoderHead, layer_numbers
 from speechssl.heads.interfaces import InterfaceKind, build_interface
-from speechssl.nn.adapters import AdapterConfig, attach
+from speechssl.nn.adapters import AdapterConfig
 from speechssl.nn.ctc import BLANK, alignable, ctc_sum, text_targets
 from speechssl.nn.masking import channel_mask, span_mask
 
@@ -99,31 +100,29 @@ class CtcConfig(HeadConfig):
         return CtcHead(self, encoder)
 
 
-class CtcHead(Objective):
+class CtcHead(EncoderHead):
     """Letters or word pieces from an encoder's frames."""
 
+    config: CtcConfig
+
     def __init__(self, config: CtcConfig, encoder: Encoder) -> None:
-        super().__init__()
+        super().__init__(config, encoder)
         if config.vocab_size < 2:
             raise ValueError(
                 f"vocab_size: found {config.vocab_size}, want the tokenizer's size (2 or more, "
                 "the blank included)"
             )
-        self.config = config
-        self.encoder = encoder
-        dim = encoder.dim
-        self._layers = _layer_numbers(config, encoder.num_layers)
-        if config.weighted_layers and config.interface == "sum":
-            self.layer_weights = nn.Parameter(torch.zeros(encoder.num_layers + 1))
-        elif config.weighted_layers:
-            self.interface = build_interface(
-                config.interface,
-                encoder.num_layers + 1,
-                encoder.dim,
-                normalise=config.normalise_layers,
-                groups=config.groups,
-            )
-            dim = self.interface.output_size
+        count = encoder.num_layers
+        self.layers = layer_numbers(None if config.weighted_layers else config.layer, count)
+        self.intermediate = [layer_numbers(n, count)[0] for n in config.intermediate_layers]
+        self.layer_sum = build_interface(
+            config.interface,
+            len(self.layers),
+            encoder.dim,
+            normalise=config.normalise_layers,
+            groups=config.groups,
+        )
+        dim = self.layer_sum.output_size
         if config.upsample > 1:
             self.upsample = nn.Linear(dim, dim * config.upsample)
         if config.hidden == "mlp":
@@ -134,19 +133,6 @@ class CtcHead(Objective):
             dim = 2 * config.hidden_dim
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(dim, config.vocab_size)
-        if config.freeze_front_end:
-            _front_end(encoder).requires_grad_(False)
-        if config.freeze_encoder_steps < 0:
-            encoder.requires_grad_(False)
-        if config.adapters.kind != "none":
-            self.adapters = attach(encoder, config.adapters)
-
-    @property
-    def layers(self) -> list[int]:
-        """Encoder layers that are read."""
-        if self.config.weighted_layers:
-            return list(range(self.encoder.num_layers + 1))
-        return self._layers
 
     def train(self, mode: bool = True) -> CtcHead:
         super().train(mode)
@@ -169,7 +155,7 @@ class CtcHead(Objective):
             "ctc_nats": (losses[0].detach(), count),
             "unalignable": ((~fits).sum(), torch.tensor(len(fits), device=fits.device)),
         }
-        for number, loss in zip(self._layers[1:], losses[1:]):  # none in eval mode
+        for number, loss in zip(self.intermediate, losses[1:]):  # none in eval mode
             logs[f"ctc_nats_layer_{number}"] = (loss.detach(), count)
         if not self.training:
             logs["cer"] = _token_errors(log_probs[0], lengths, tokens_BU, token_lengths)
@@ -187,26 +173,15 @@ class CtcHead(Objective):
         masks = {}
         if self.training and seeds is not None:
             masks = self._masks(wave.shape[1], wave_lengths, seeds)
-        layers = self._layers if self.training else self._layers[:1]
-        frozen = self._encoder_is_frozen()
+        intermediate = self.intermediate if self.training else []
+        frozen = self.encoder_is_frozen()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            wanted = None if self.config.weighted_layers else layers
+            wanted = [*self.layers, *intermediate]
             out = self.encoder(wave, wave_lengths, layers=wanted, **masks)
-        if self.config.interface != "sum":
-            first = self.interface(out)
-        elif self.config.weighted_layers:
-            mix = self.layer_weights.softmax(0)
-            states = [self._frames(out, n) for n in out.layers]
-            first = torch.stack([w * h for w, h in zip(mix, states, strict=True)]).sum(0)
-        else:
-            first = self._frames(out, layers[0])
-        read = [first, *(self._frames(out, n) for n in layers[1:])]
+        read = [self.layer_sum.join(out, self.layers)]
+        read += [self.layer_sum.read(out, n) for n in intermediate]
         lengths = out.lengths * self.config.upsample
         return [self._classify(x, lengths) for x in read], lengths
-
-    def _frames(self, out: EncoderOutput, layer: int) -> Tensor:
-        x = out.aligned(layer)
-        return F.layer_norm(x, x.shape[-1:]) if self.config.normalise_layers else x
 
     def _classify(self, x_BTD: Tensor, lengths: Tensor) -> Tensor:
         x = x_BTD
@@ -220,13 +195,6 @@ class CtcHead(Objective):
         logits = self.output(self.dropout(x))
         with torch.autocast(logits.device.type, enabled=False):
             return logits.float().log_softmax(-1)
-
-    def _encoder_is_frozen(self) -> bool:
-        steps = self.config.freeze_encoder_steps
-        # Without frozen steps nothing waits for the device here.
-        if steps < 0:
-            return self.config.adapters.kind == "none"
-        return steps > 0 and int(self.step) < steps
 
     def _masks(self, samples: int, wave_lengths: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         config, masks = self.config, {}
@@ -278,24 +246,6 @@ class _Blstm(nn.Module):
         )
         out, _ = self.lstm(packed)
         return nn.utils.rnn.pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])[0]
-
-
-def _layer_numbers(config: CtcConfig, count: int) -> list[int]:
-    numbers = [config.layer, *config.intermediate_layers]
-    for number in numbers:
-        if not -1 <= number <= count:
-            raise ValueError(f"layer: found {number}, want 0 to {count}, or -1 for the last")
-    return [count if n == -1 else n for n in numbers]
-
-
-def _front_end(encoder: Encoder) -> nn.Module:
-    front = getattr(encoder, "front", None)
-    if not isinstance(front, nn.Module):
-        raise ValueError(
-            f"freeze_front_end: found no module `front` in {type(encoder).__name__}, want one, or "
-            "freeze_front_end: false"
-        )
-    return front
 
 
 def best_path(log_probs: Tensor, lengths: Tensor) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What heads on several layers share: which layers they read, how they join them, freezing.
+"""What heads share: what of the encoder learns, which layers they read, how these are joined.
 
 Shape legend: B utterances, L samples, T frames, D width.
 """
@@ -6,7 +6,7 @@ Shape legend: B utterances, L samples, T frames, D width.
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,14 +46,40 @@ class FramesConfig(HeadConfig):
             )
 
 
-class FramesHead(Objective):
+class EncoderHead(Objective):
+    """A head on an encoder of which, by `config`, nothing, adapters or all learns.
+
+    config has freeze_encoder_steps, freeze_front_end and adapters, as `FramesConfig`.
+    """
+
+    def __init__(self, config: Any, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        if config.freeze_front_end:
+            _front_end(encoder).requires_grad_(False)
+        if config.freeze_encoder_steps < 0:
+            encoder.requires_grad_(False)
+        if config.adapters.kind != "none":
+            # What is drawn behind it is the same with and without adapters.
+            with torch.random.fork_rng(devices=[]):
+                self.adapters = attach(encoder, config.adapters)
+
+    def encoder_is_frozen(self) -> bool:
+        """Whether no gradient is wanted of the encoder, adapters included, in this update."""
+        steps = self.config.freeze_encoder_steps
+        if steps < 0:
+            return self.config.adapters.kind == "none"
+        # Without frozen steps nothing waits for the device here.
+        return steps > 0 and int(self.step) < steps
+
+
+class FramesHead(EncoderHead):
     """An encoder, and the layers that are read of it."""
 
     def __init__(self, config: FramesConfig, encoder: Encoder) -> None:
-        super().__init__()
-        self.config: FramesConfig = config
-        self.encoder = encoder
-        self.layers = _layer_numbers(config.layer, encoder.num_layers)
+        super().__init__(config, encoder)
+        self.layers = layer_numbers(config.layer, encoder.num_layers)
         self.layer_sum = build_interface(
             config.interface,
             len(self.layers),
@@ -62,12 +88,6 @@ class FramesHead(Objective):
             groups=config.groups,
         )
         self.dim = self.layer_sum.output_size
-        if config.freeze_front_end:
-            _front_end(encoder).requires_grad_(False)
-        if config.freeze_encoder_steps < 0:
-            encoder.requires_grad_(False)
-        if config.adapters.kind != "none":
-            self.adapters = attach(encoder, config.adapters)
 
     def frames(self, wave: Tensor, wave_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) and (B,) samples -> the layers joined, (B, T, dim), and (B,) valid frames."""
@@ -76,13 +96,6 @@ class FramesHead(Objective):
             out = self.encoder(wave, wave_lengths, layers=self.layers)
         return self.layer_sum(out), out.lengths
 
-    def encoder_is_frozen(self) -> bool:
-        steps = self.config.freeze_encoder_steps
-        if steps < 0:
-            return self.config.adapters.kind == "none"
-        # Without frozen steps nothing waits for the device here.
-        return steps > 0 and int(self.step) < steps
-
     def train(self: HeadT, mode: bool = True) -> HeadT:
         super().train(mode)
         if mode and self.encoder_is_frozen():
@@ -90,7 +103,8 @@ class FramesHead(Objective):
         return self
 
 
-def _layer_numbers(layer: int | None, count: int) -> list[int]:
+def layer_numbers(layer: int | None, count: int) -> list[int]:
+    """The layers that `layer` means of an encoder with layers 0 to `count`; none: all of them."""
     if layer is None:
         return list(range(count + 1))
     if not -1 <= layer <= count:

@@ -34,11 +34,18 @@ class Interface(nn.Module):
         self.normalise = normalise
 
     def forward(self, out: EncoderOutput) -> Tensor:
-        states = [out.aligned(n) for n in out.layers]
-        if self.normalise:
-            states = [F.layer_norm(h, h.shape[-1:]) for h in states]
-        x = states[0] if len(states) == 1 else self.mix(states)
+        x = self.join(out, out.layers)
         return x.masked_fill(padding_mask(out.lengths, x.shape[1])[..., None], 0)
+
+    def join(self, out: EncoderOutput, layers: Sequence[int]) -> Tensor:
+        """(B, T, output_size), anything on padding, of `layers`, as many as the interface has."""
+        states = [self.read(out, n) for n in layers]
+        return states[0] if len(states) == 1 else self.mix(states)
+
+    def read(self, out: EncoderOutput, layer: int) -> Tensor:
+        """(B, T, D): one layer, normalised if that is asked for."""
+        x = out.aligned(layer)
+        return F.layer_norm(x, x.shape[-1:]) if self.normalise else x
 
     def mix(self, states: Sequence[Tensor]) -> Tensor:
         """K tensors (B, T, D) -> (B, T, output_size)."""

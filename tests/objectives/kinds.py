@@ -167,6 +167,18 @@ def batch_for(objective: Objective, seconds: tuple[float, ...] = (1.3, 0.8, 2.0)
     return make_batch(objective.encoder, seconds, CLASSES, views=["mixed"])
 
 
+def trained(model: Any, updates: int = 3) -> dict[str, torch.Tensor]:
+    """The model's state behind some updates."""
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for step in range(updates):
+        optimiser.zero_grad()
+        loss = model(batch_for(model))
+        (loss.total / loss.count).backward()
+        optimiser.step()
+        model.after_update(step + 1)
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
 class NoiseSource:
     """Updates of four noise utterances, cut into `parts` micro-batches, over `world` ranks."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import SPEAKERS
-from kinds import ENCODER, batch_for, build
+from kinds import ENCODER, batch_for, build, trained
 
 from speechssl.contract import Batch, padding_mask
 from speechssl.nn.contrastive import draw_negatives
@@ -33,17 +33,6 @@ def objective(**changes: Any) -> ContentVec:
     built = build(ContentVecConfig, **changes)
     assert isinstance(built, ContentVec)
     return built
-
-
-def trained(model: Any, updates: int = 3) -> dict[str, torch.Tensor]:
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for step in range(updates):
-        optimiser.zero_grad()
-        loss = model(batch_for(model))
-        (loss.total / loss.count).backward()
-        optimiser.step()
-        model.after_update(step + 1)
-    return {k: v.clone() for k, v in model.state_dict().items()}
 
 
 def test_with_all_of_it_off_training_equals_huberts_bit_by_bit() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import TOPICS, one
-from kinds import ENCODER, MULTIRES, SMALL, batch_for, build
+from kinds import ENCODER, MULTIRES, SMALL, batch_for, build, trained
 
 from speechssl.contract import Batch
 from speechssl.objectives.hubert import HubertConfig
@@ -28,18 +28,6 @@ def objective(**changes: Any) -> Hubertopic:
     built = build(HubertopicConfig, **changes)
     assert isinstance(built, Hubertopic)
     return built
-
-
-def trained(model: Any, updates: int = 3) -> dict[str, torch.Tensor]:
-    """The model's state behind some updates."""
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for step in range(updates):
-        optimiser.zero_grad()
-        loss = model(batch_for(model))
-        (loss.total / loss.count).backward()
-        optimiser.step()
-        model.after_update(step + 1)
-    return {k: v.clone() for k, v in model.state_dict().items()}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kinds import ENCODER, batch_for, build, trainer
+from kinds import ENCODER, batch_for, build, trained, trainer
 
 from speechssl.config import HeadConfig, from_class_path
 from speechssl.heads.factors import FactorHead, FactorHeadConfig
@@ -23,17 +23,6 @@ def objective(**changes: Any) -> Nfa:
     built = build(NfaConfig, **changes)
     assert isinstance(built, Nfa)
     return built
-
-
-def trained(model: Any, updates: int = 3) -> dict[str, torch.Tensor]:
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for step in range(updates):
-        optimiser.zero_grad()
-        loss = model(batch_for(model))
-        (loss.total / loss.count).backward()
-        optimiser.step()
-        model.after_update(step + 1)
-    return {k: v.clone() for k, v in model.state_dict().items()}
 
 
 def test_without_weight_training_equals_huberts_bit_by_bit() -> None:
