@@ -153,7 +153,7 @@ def test_recognisers_take_adapters_and_interfaces_too() -> None:
     with torch.device("meta"):
         head = config.head.build(config.encoder.build())
     # Five layers become two, each of half the width.
-    assert head.interface.output_size == 192 and head.hidden.lstm.input_size == 192
+    assert head.layer_sum.output_size == 192 and head.hidden.lstm.input_size == 192
     assert len(head.adapters.layers) == 4 and any(
         p.requires_grad for p in head.adapters.parameters()
     )
