@@ -4,7 +4,8 @@ Features of any encoder, of which much of the speaker is gone, become the log-me
 one target speaker (any-to-one), or of the one whose embedding is given (any-to-any). Trained to
 restore the speaker's own speech; another's features then give what he says in the learnt voice.
 
-Source: Huang et al. 2022 (S3PRL-VC), sections 3 and 4.
+Source: Huang et al. 2022 (S3PRL-VC), sections 3 and 4; for `changed_voices`, Choi et al. 2021
+(NANSY), section 3.1.
 Differs: features are aligned to the mel by time, not stretched; 16 kHz; the mean over valid
 frames, so that no loss depends on batches.
 
@@ -28,8 +29,14 @@ from speechssl.heads.pitch import Prosody, prosody
 from speechssl.heads.utterance import batch_classes
 from speechssl.heads.voice_align import align
 from speechssl.heads.voice_units import Units
+from speechssl.nn.draws import random_uniform
 from speechssl.nn.log_mel import normalise_frames
 from speechssl.nn.speech_mel import SpeechMel, SpeechMelConfig
+from speechssl.nn.voice_change import VoiceConfig as VoiceChange
+from speechssl.nn.voice_change import change_voices
+
+CHANGED_STREAM = 91
+"""Of the utterances' seeds: in which voice the encoder hears them, and whether in another."""
 
 Replace = Callable[[Tensor, Tensor], Tensor]
 """(frames (B, T', D), lengths (B,)) -> other frames of the same shape."""
@@ -62,6 +69,13 @@ class VoiceConfig(FramesConfig):
     standardise: bool = False
     """Bring each channel of the features to mean 0 and variance 1 over the utterance, which takes
     out much of the voice; of a long recording, over each piece that is converted at once."""
+    changed_voices: float = 0.0
+    """Probability that the encoder hears a training utterance in another voice, as `voice` draws
+    it, while the log-mel to be restored, F0 and energy stay the speaker's own. A head that hears
+    only its target's voice passes on what other voices have; this one learns to overhear it.
+    Above 0, validation has `l1_changed` beside `l1`: every utterance in another voice."""
+    voice: VoiceChange = dataclasses.field(default_factory=VoiceChange)
+    """How far the voices of `changed_voices` are changed."""
     pitch: bool = False
     """Tell the network each frame's F0, and whether it is voiced; conversion moves the source's to
     the target's mean and deviation."""
@@ -72,6 +86,8 @@ class VoiceConfig(FramesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.changed_voices <= 1:
+            raise ValueError(f"changed_voices: found {self.changed_voices}, want 0 to 1")
         if self.references < 1:
             raise ValueError(f"references: found {self.references}, want 1 or more")
         if self.units and (self.freeze_encoder_steps >= 0 or self.adapters.kind != "none"):
@@ -182,19 +198,38 @@ class VoiceHead(FramesHead):
             # A batch may be padded beyond its longest utterance.
             target = target[:, : int(lengths.max())]
             target = (target - self.mel_mean) / self.mel_deviation
-        frames, frame_lengths = self.frames(wave, wave_lengths)
-        x = self.inputs(frames, frame_lengths, lengths, self._prosody(wave, wave_lengths))
+            said = self._prosody(wave, wave_lengths)
         seeds = batch.seeds.to(wave.device)
-        found = self.predict(x, lengths, speaker, teacher=target, seeds=seeds)
-        total = _distance(found, target, lengths)
+
+        def restored(heard: Tensor) -> Tensor:
+            x = self.inputs(*self.frames(heard, wave_lengths), lengths, said)
+            found = self.predict(x, lengths, speaker, teacher=target, seeds=seeds)
+            return _distance(found, target, lengths)
+
+        chosen = torch.zeros_like(seeds, dtype=torch.bool)
+        if self.training and self.config.changed_voices > 0:
+            chosen = random_uniform(seeds, CHANGED_STREAM) < self.config.changed_voices
+        total = restored(self._changed(wave, wave_lengths, seeds, chosen))
         count = lengths.sum()
         logs = {"l1": (total.detach(), count)}
+        if self.config.changed_voices > 0 and not self.training:
+            other = restored(self._changed(wave, wave_lengths, seeds, ~chosen))
+            logs["l1_changed"] = (other.detach(), count)
         if speaker is not None and not self.training and len(self.speakers) > 1:
             # As near as `l1`: the network does not heed the speaker.
-            other = self.speaker_input(self.speakers[(classes + 1) % len(self.speakers)])
-            found = self.predict(x, lengths, other, teacher=target, seeds=seeds)
-            logs["l1_other_speaker"] = (_distance(found, target, lengths).detach(), count)
+            speaker = self.speaker_input(self.speakers[(classes + 1) % len(self.speakers)])
+            logs["l1_other_speaker"] = (restored(wave).detach(), count)
         return Loss(total, count, logs)
+
+    def _changed(self, wave: Tensor, lengths: Tensor, seeds: Tensor, chosen: Tensor) -> Tensor:
+        """(B, L) waves, those that are `chosen` (B,) in other voices."""
+        if not bool(chosen.any()):
+            return wave
+        wave = wave.clone()
+        wave[chosen] = change_voices(
+            wave[chosen], lengths[chosen], seeds[chosen], self.config.voice, CHANGED_STREAM + 1
+        ).to(wave.dtype)
+        return wave
 
     def inputs(
         self, frames: Tensor, frame_lengths: Tensor, lengths: Tensor, said: Prosody | None

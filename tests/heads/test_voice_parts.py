@@ -173,6 +173,32 @@ def test_an_embedding_without_a_speaker_is_refused() -> None:
         head(data)
 
 
+def test_the_encoder_hears_other_voices_and_the_head_restores_the_speakers_own() -> None:
+    heard: list[Tensor] = []
+
+    class Ear(Deaf):
+        def forward(self, wave: Tensor, wave_lengths: Tensor, **options: Any) -> EncoderOutput:
+            heard.append(wave)
+            return super().forward(wave, wave_lengths, **options)
+
+    data = batch((0.5, 0.3, 0.4, 0.6, 0.5, 0.4))
+    options = {"normalise_layers": False, "changed_voices": 0.5}
+    head = build(KINDS[0], Ear(), **options).train()
+    loss = head(data)
+    same = [torch.equal(a, b) for a, b in zip(heard[0], data.wave, strict=True)]
+    assert 0 < sum(same) < len(same)
+    # Deaf to what it hears, it has to restore the same as without: the log-mel is the speaker's.
+    plain = build(KINDS[0], Deaf(), normalise_layers=False).train()(data)
+    assert torch.equal(loss.total, plain.total)
+
+    logs = head.eval()(data).logs
+    assert torch.equal(heard[1], data.wave)
+    assert all(not torch.equal(a, b) for a, b in zip(heard[2], data.wave, strict=True))
+    assert set(logs) == {"l1", "l1_changed"}
+    with pytest.raises(ValueError, match=r"changed_voices: found 1\.5"):
+        build(KINDS[0], changed_voices=1.5)
+
+
 def test_f0_given_is_f0_heeded() -> None:
     head, data = build(KINDS[1]).eval(), batch()
     own = embedding_of(head, data)

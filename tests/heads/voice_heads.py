@@ -39,12 +39,14 @@ KINDS: list[tuple[type[VoiceConfig], dict[str, Any]]] = [
                            "unit_embedding_dim": 8}),
     (VoiceTaco2ArConfig, {"layer": -1, "standardise": True}),
     (VoiceTaco2ArConfig, TO_ANY | {"energy": True}),
+    (VoiceConvNextConfig, {"changed_voices": 0.6, "pitch": True}),
 ]  # fmt: skip
 """Every kind of head, by class and options."""
 
 
 def kind_name(kind: tuple[type[VoiceConfig], dict[str, Any]]) -> str:
-    named = {"embeddings": "any", "pitch": "pitch", "energy": "energy", "units": "units"}
+    named = {"embeddings": "any", "pitch": "pitch", "energy": "energy", "units": "units",
+             "changed_voices": "changed"}  # fmt: skip
     options = [text for k, text in named.items() if kind[1].get(k)]
     return "-".join([kind[0].__name__.removesuffix("Config"), *options])
 
