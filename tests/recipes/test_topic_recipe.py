@@ -121,10 +121,9 @@ def test_iteration_2_has_topics_of_its_own_units(copy: Copy) -> None:
 
 def test_every_encoder_is_probed_in_the_same_way(copy: Copy) -> None:
     models = ("hubert_it1", "hubertopic_it1_n5_w0.1")
-    for model in models:
-        copy.touch(f"topics/exp/seed1/{model}/model.safetensors")
-    copy.touch("topics/exp/seed1/hubertopic_it1_n9_w0.1/metrics.jsonl")  # not done yet
-    words = ("--probes", "gender theme", "--probe-steps", "4")
+    # Of others that lie there, too many to probe, nothing is wanted.
+    copy.touch("topics/exp/seed1/hubertopic_it1_n9_w0.1/model.safetensors")
+    words = ("--topics", "5", "--weights", "0.1", "--probes", "gender theme", "--probe-steps", "4")
     trained = copy.calls("--stage", "8", "--stop-stage", "8", *words)
     assert [c.split()[c.split().index("--init") + 1] for c in trained] == [
         f"exp/seed1/{m}" for m in models for _ in range(2)
@@ -137,7 +136,24 @@ def test_every_encoder_is_probed_in_the_same_way(copy: Copy) -> None:
     scored = copy.calls("--stage", "10", "--stop-stage", "10", *words)
     kinds = [c.split()[1] for c in scored]
     assert kinds == ["score"] * 4 + ["report", "local/table.py"]
-    assert "exp/seed1/hubert_it1 " in scored[4]
+    assert "exp/seed1/hubertopic_it1_n9_w0.1 " in scored[4]
+
+
+def test_asr_on_few_transcripts_is_tuned_on_validation(copy: Copy) -> None:
+    words = ("--topics", "5", "--asr", "true", "--asr-steps", "3", "--probes", "")
+    done = copy.run("--data", "elsewhere", *words, "--stage", "8")
+    assert done.returncode == 2 and "found no elsewhere/cuts_asr_labelled.jsonl.gz" in done.stderr
+    trained = copy.calls("--stage", "8", "--stop-stage", "8", *words)
+    assert len(trained) == 2 and all("cuts_asr_labelled" in c for c in trained)
+    assert all("--train.steps 3" in c and "/asr" in c for c in trained)
+    kinds = [c.split()[1] for c in copy.calls("--stage", "9", "--stop-stage", "9", *words)]
+    assert kinds == ["lm", *["probe", "decode", "decode"] * 2]
+    copy.touch("topics/exp/lm.done")
+    again = copy.calls("--stage", "9", "--stop-stage", "9", "--seeds", "2", *words)
+    assert sum("--sweep true" in c for c in again) == 2
+    assert sum("cuts_asr_test" in c and "best.json" in c for c in again) == 2
+    done = copy.run("--asr", "maybe")
+    assert done.returncode == 2 and "--asr: found maybe" in done.stderr
 
 
 def table_of() -> ModuleType:
@@ -170,14 +186,16 @@ def test_the_table_holds_fields_and_models(
         (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         (folder / "probe_theme/test").mkdir(parents=True)
         (folder / "probe_theme/test/results.json").write_text('{"uar": 0.5}')
+        (folder / "asr/beam").mkdir(parents=True)
+        (folder / "asr/beam/results.json").write_text(json.dumps({"wer": 10.0 * seed}))
     monkeypatch.setattr(sys, "argv", ["table.py", "--exp", str(tmp_path)])
     table_of().main()
     out = capsys.readouterr().out
     assert "| 5 | 8.0 | 0.100 | 0.000 | 1 | 4.5 |" in out
     assert "| theme | 0.050 (0.010, 12) | 0.200 (0.010, 12) |" in out
     assert "| gender | 0.000 (0.000, -) | - |" in out
-    assert "| model | topic_accuracy | theme (UAR) |" in out
-    assert "| hubertopic_it1_n5_w0.1 | 0.300 ± 0.141 | 0.500 ± 0.000 |" in out
+    assert "| model | topic_accuracy | theme (UAR) | ASR (WER) |" in out
+    assert "| hubertopic_it1_n5_w0.1 | 0.300 ± 0.141 | 0.500 ± 0.000 | 15.000 ± 7.071 |" in out
 
 
 @pytest.mark.slow
@@ -191,7 +209,8 @@ def test_every_stage_runs_on_a_miniature_corpus(tmp_path: Path) -> None:
     done = copy.recipe("ssl", *small)
     assert done.returncode == 0, done.stderr[-3000:]
     done = copy.run("--topics", "4", "--weights", "0.2", "--iterations", "2", "--steps", "2",
-                    "--probes", "gender language", "--probe-steps", "2")  # fmt: skip
+                    "--probes", "gender language", "--probe-steps", "2", "--asr", "true",
+                    "--asr-steps", "2")  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     for name in ("hubert_it1", "hubertopic_it1_n4_w0.2", "hubert_it2", "hubertopic_it2_n4_w0.2"):
         assert (tmp_path / f"egs/mini/topics/exp/seed1/{name}/model.safetensors").is_file()

@@ -2,13 +2,15 @@
 # Topics of utterances from their pseudo-labels: what they tell, and what they teach an encoder.
 #
 # Fits topic models to the units of a corpus, measures what topics tell of speaker, gender, language,
-# theme and words, pretrains HuBERTopic beside HuBERT with as many updates, and probes both. Corpus and clusters
+# theme and words, pretrains HuBERTopic beside HuBERT with as many updates, and probes both; with --asr
+# true also fine-tunes both for ASR on few transcripts. Corpus and clusters
 # are those of another recipe: of ../ssl (synthetic speech), which is run as far as it is needed, or
 # of any that has run, such as ../../an4/asr (real speech).
 #
 #   ./run.sh                                  # all of it, on the synthetic corpus of ../ssl
 #   ./run.sh --stop-stage 5                   # topics alone: minutes
-#   ./run.sh --topics "10 20 50" --weights "0.1 0.3 1" --seeds "1 2 3"
+#   ./run.sh --topics "10 20 50" --weights "0.1 0.3 1"          # which topics, which weight
+#   ./run.sh --topics 20 --weights 0.3 --seeds "1 2 3" --asr true
 #   ./run.sh --iterations 2                   # also topics of the units of learned features
 #   ./run.sh --stop-stage 5 --data ../../an4/asr/data/speech --train-cuts cuts_train_clean.jsonl.gz \
 #     --clusters ../../an4/asr/exp/km_mfcc --exp exp/real
@@ -35,6 +37,8 @@ valid_cuts=cuts_valid.jsonl.gz  # those to validate on, in there
 test_cuts=cuts_test.jsonl.gz    # those to score the probes on, in there
 probes="gender language emotion theme"  # fields of the cuts that frozen encoders are probed for
 probe_steps=        # override the number of updates of a probe
+asr=false           # true: also ASR on the quarter of the transcripts that ../ssl made
+asr_steps=          # override the number of updates of fine-tuning for it
 clusters=../ssl/exp/km_mfcc     # k-means of iteration 1, with its labels
 layer=2             # layer whose clusters are the units of iteration 2
 exp=exp             # where results go
@@ -100,10 +104,37 @@ compare() { # units, folder of the topics' folders, iteration
 probe() { # model, field
   local more=()
   [[ -n $probe_steps ]] && more+=(--train.steps "$probe_steps")
+  # The frozen encoder runs once for all fields.
   run "$1/probe_$2/train" speechssl finetune --config conf/probe.yaml --init "$1" \
     --head.field "$2" --data.train "[$train_cuts]" --data.valid "[$valid_cuts]" \
-    --data.seed "$seed" --train.seed "$seed" "${more[@]}" --output "$1/probe_$2"
+    --data.seed "$seed" --train.seed "$seed" --cache "$exp/cache" "${more[@]}" --output "$1/probe_$2"
 }
+
+finetune() { # model
+  local more=()
+  [[ -n $asr_steps ]] && more+=(--train.steps "$asr_steps")
+  run "$1/asr/train" "$root/tools/shell/launch.sh" --nproc "$nproc" -- speechssl.bin.finetune \
+    --config ../ssl/conf/finetune.yaml --init "$1" --data.train "[$data/cuts_asr_labelled.jsonl.gz]" \
+    --data.valid "[$data/cuts_asr_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
+    --train.keep_checkpoints 1 "${more[@]}" --output "$1/asr"
+}
+
+transcribe() { # model
+  local beam=(--method beam --lm "$exp/lm.arpa" --lexicon "$exp/lexicon.txt")
+  # The weights of the language model are chosen on the validation speakers.
+  run "$1/asr/sweep" speechssl decode --model "$1/asr" --cuts "$data/cuts_asr_valid.jsonl.gz" \
+    "${beam[@]}" --sweep true --output "$1/asr/sweep"
+  run "$1/asr/beam" speechssl decode --model "$1/asr" --cuts "$data/cuts_asr_test.jsonl.gz" \
+    "${beam[@]}" --tuned "$1/asr/sweep/best.json" --output "$1/asr/beam"
+}
+
+[[ $asr == true || $asr == false ]] || { log "--asr: found $asr, want true or false"; exit 2; }
+if [[ $asr == true && ! -f $data/cuts_asr_labelled.jsonl.gz ]] && ((stop_stage >= 8)); then
+  [[ $data == ../ssl/data ]] || {
+    log "--asr: found no $data/cuts_asr_labelled.jsonl.gz; want the corpus of ../ssl, or --asr false"
+    exit 2
+  }
+fi
 
 for seed in $seeds; do
   dir=$exp/seed$seed
@@ -121,15 +152,23 @@ for seed in $seeds; do
     compare "$dir/km_it1/labels" "$dir/km_it1" 2
   fi
   models=()
-  for model in "$dir"/hubert*_it*/; do
-    [[ ! -f $model/model.safetensors ]] || models+=("${model%/}")
+  for ((iteration = 1; iteration <= iterations; iteration++)); do
+    models+=("$dir/hubert_it$iteration")
+    for number in $topics; do
+      for weight in $weights; do models+=("$dir/hubertopic_it${iteration}_n${number}_w$weight"); done
+    done
   done
   stage 8 "probes of utterances on the frozen encoders, seed $seed: $probes" && {
     for model in "${models[@]}"; do
       for field in $probes; do probe "$model" "$field"; done
+      if [[ $asr == true ]]; then finetune "$model"; fi
     done
   }
   stage 9 "predictions of the probes, and probes of frames, seed $seed" && {
+    if [[ $asr == true ]]; then
+      run "$exp/lm" speechssl lm --cuts "[$data/cuts_asr_train.jsonl.gz]" --order 3 \
+        --output "$exp/lm.arpa" --lexicon "$exp/lexicon.txt"
+    fi
     for model in "${models[@]}"; do
       for field in $probes; do
         run "$model/probe_$field/test" speechssl decode --model "$model/probe_$field" \
@@ -137,6 +176,7 @@ for seed in $seeds; do
       done
       run "$model/probe" speechssl probe --cuts "[$test_cuts]" --model "$model" \
         --output "$model/probe"
+      if [[ $asr == true ]]; then transcribe "$model"; fi
     done
   }
   stage 10 "score the probes, seed $seed" && {
@@ -144,6 +184,7 @@ for seed in $seeds; do
       for field in $probes; do
         run "$model/probe_$field/score" speechssl score --decode "$model/probe_$field/test"
       done
+      if [[ $asr == true ]]; then run "$model/asr/score" speechssl score --decode "$model/asr/beam"; fi
     done
   }
 done

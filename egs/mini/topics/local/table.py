@@ -63,6 +63,8 @@ def taught(exp: Path) -> dict[str, dict[str, list[float]]]:
             values |= {f"best layer's {name}": max(known)} if known else {}
         for results in sorted(folder.glob("probe_*/test/results.json")):
             values[f"{results.parts[-3][6:]} (UAR)"] = read(results)["uar"]
+        wer = read(folder / "asr/beam/results.json").get("wer")
+        values |= {} if wer is None else {"ASR (WER)": wer}
         for name, value in values.items():
             found.setdefault(folder.name, {}).setdefault(name, []).append(value)
     return found
