@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,17 @@ def _read_at_speed(row: _Row, out: np.ndarray, conversions: Conversions) -> np.n
     return out[: len(changed)]
 
 
+def _crop_grid(hop_samples: int, stores: Iterable[LabelStore]) -> int:
+    """Samples of which the start of a crop is a multiple: of the encoder's step, and of each
+    coarser store's, so that no frame of a crop stands for halves of two labels."""
+    grid = hop_samples
+    for store in stores:
+        step = SAMPLE_RATE / store.frame_rate_hz if store.frame_rate_hz else 0
+        if step > hop_samples and step.is_integer() and math.lcm(grid, int(step)) <= SAMPLE_RATE:
+            grid = math.lcm(grid, int(step))
+    return grid
+
+
 class Collator:
     """Reads tasks. Holds only memory-mapped or small things, and can be pickled.
 
@@ -129,6 +141,7 @@ class Collator:
         self.max_samples = max_samples
         self.stores, self.tokenizer, self.mixer = stores or {}, tokenizer, mixer
         self.speeds = tuple(speeds)
+        self.grid = _crop_grid(hop_samples, self.stores.values())
         self.pool = Pool()
 
     def __call__(self, task: Task) -> Result:
@@ -164,9 +177,9 @@ class Collator:
                 speed = self.speeds[int(uniform(seed, _SPEED_STREAM) * len(self.speeds))]
             return _Row(place, record, seed, 0, round(total / speed), speed)
         if task.epoch < 0:
-            start = (total - longest) // 2 // self.hop_samples * self.hop_samples
+            start = (total - longest) // 2 // self.grid * self.grid
         else:
-            start = crop_start(seed, total, longest, self.hop_samples)
+            start = crop_start(seed, total, longest, self.grid)
         return _Row(place, record, seed, start, longest)
 
     def _read(

@@ -12,6 +12,7 @@ from data_corpus import Corpus
 from speechssl.contract import Batch, Update
 from speechssl.data import loader
 from speechssl.data.config import DataConfig, MixingConfig
+from speechssl.data.label_store import LabelWriter
 from speechssl.data.loader import open_source, read_all
 from speechssl.data.text import tokenizer_from_texts
 
@@ -129,6 +130,21 @@ def test_crops_shift_labels_by_exactly_their_frames(corpus: Corpus) -> None:
         stored = int(len(clean) / 160)
         assert np.array_equal(row["fine"], np.where(2 * frames < stored, 2 * frames, -100))
     assert len(set(starts)) > 10
+
+
+def test_crops_start_where_labels_of_a_coarser_store_start(corpus: Corpus, tmp_path: Path) -> None:
+    writer = LabelWriter(tmp_path / "coarse", {"classes": 1000, "frame_rate_hz": 25})
+    for name, wave in corpus.waves.items():
+        writer.add(name, np.arange(-(-len(wave) // 640)))
+    writer.finish()
+    config = _config(corpus, labels={"coarse": str(tmp_path / "coarse")})
+    cropped = 0
+    for row in _rows(_take(config, 20)).values():
+        labels = row["coarse"]
+        cropped += int(labels[0] > 0)
+        # At 25 Hz each label stands for two frames; no crop begins or goes on within one.
+        assert np.array_equal(labels, labels[0] + np.arange(len(labels)) // 2)
+    assert cropped > 10
 
 
 def test_padding_is_zero_and_unlabelled_and_utterance_labels_are_single(corpus: Corpus) -> None:
