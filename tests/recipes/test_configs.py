@@ -40,6 +40,7 @@ BENEATH = {
     "few_pretrained.yaml": ["finetune.yaml", "pretrained.yaml"],
     "few_scratch.yaml": ["finetune.yaml", "scratch.yaml"],
     "frozen.yaml": ["finetune.yaml"],
+    **{path.name: ["ctc.yaml"] for path in EGS.glob("librispeech/asr/conf/*_*.yaml")},
 }
 
 

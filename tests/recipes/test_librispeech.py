@@ -98,10 +98,12 @@ def test_every_stage_runs_on_a_miniature_corpus(tmp_path: Path, name: str) -> No
         str(tmp_path / "exp" / model),
         "--steps",
         "2",
+        "--valid",
+        "dev-clean",
         "--tests",
         "test-clean",
         "--overrides",
         "--data.batch_seconds 12 --data.max_batch_seconds 35 --data.num_workers 0 "
         "--train.precision fp32 --train.log_every 1 --train.valid_every 2",
     )
-    assert (tmp_path / "exp/asr/beam_test-clean/results.json").is_file()
+    assert (tmp_path / "exp/base_100h/beam_test-clean/results.json").is_file()

@@ -1,0 +1,58 @@
+"""Recipes in another place, with an environment whose programs only write down their calls."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NOTE = """#!/usr/bin/env bash
+echo "$(basename "$0") $*" >>{log}
+"""
+
+
+class RecipeCopy:
+    """`recipes`: folders below egs that the recipe needs, its own among them."""
+
+    def __init__(self, folder: Path, *recipes: str) -> None:
+        self.folder = folder
+        ignore = shutil.ignore_patterns("data", "exp", "*.md")
+        for name in (*(f"egs/{r}" for r in recipes), "tools"):
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        (folder / "tools/setup.sh").write_text("#!/usr/bin/env bash\n")
+        (folder / "venv/bin").mkdir(parents=True)
+        for name in ("python", "speechssl"):
+            (folder / f"venv/bin/{name}").write_text(NOTE.format(log=folder / "calls"))
+            (folder / f"venv/bin/{name}").chmod(0o755)
+
+    def run(self, recipe: str, *words: str) -> tuple[int, str]:
+        """Exit status, and what was shown."""
+        (self.folder / "calls").write_text("")
+        environment = os.environ | {"SPEECHSSL_VENV": str(self.folder / "venv")}
+        done = subprocess.run(
+            ["bash", str(self.folder / f"egs/{recipe}/run.sh"), *words], capture_output=True,
+            text=True, check=False, env=environment,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    def calls(self, recipe: str, *words: str) -> list[str]:
+        """The programs that the recipe starts, with their words; it has to end well."""
+        code, shown = self.run(recipe, *words)
+        assert code == 0, shown
+        return (self.folder / "calls").read_text().splitlines()
+
+
+def run_in_earnest(recipe: str, *words: str) -> str:
+    """Run a recipe of this tree with the real programs; what it showed."""
+    import pytest
+
+    if not (ROOT / ".venv").is_dir() and "SPEECHSSL_VENV" not in os.environ:
+        pytest.skip("the recipes use .venv; tools/setup.sh makes it")
+    done = subprocess.run(
+        ["bash", str(ROOT / f"egs/{recipe}/run.sh"), *words], capture_output=True, text=True,
+        check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
