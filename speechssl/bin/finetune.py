@@ -44,6 +44,8 @@ class FinetuneConfig:
     """Folder of the run, such as exp/ctc."""
     init: str | None = None
     """Pretrained model to start from: a folder with model.safetensors, or a transformers one."""
+    init_head: bool = False
+    """Start from the head of that model too: of the same kind, size and classes."""
     encoder: EncoderConfig | None = None
     """Without `init`: the encoder to train from scratch."""
     encoder_overrides: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -71,6 +73,10 @@ class FinetuneConfig:
             raise ValueError(
                 "init, encoder: found both or none, want one: --init FOLDER for a pretrained "
                 "encoder, or an encoder's configuration to train from scratch"
+            )
+        if self.init_head and self.init is None:
+            raise ValueError(
+                "init_head: found no init, want the folder of a fine-tuned model there"
             )
         if len(set(self.rates)) < len(self.rates) or any(r <= 0 for r in self.rates):
             raise ValueError(f"rates: found {self.rates}, want different numbers above 0")
@@ -148,6 +154,8 @@ def train(config: FinetuneConfig, export_to: str | None) -> Any:
     valid = sources[1] if len(sources) > 1 else None
     if not checkpoint.steps(Path(config.output) / "checkpoints"):  # which hold what it fills in
         voice_setup.fill(head, data)
+        if config.init_head:
+            load_head(head, str(config.init))
     trainer = Trainer(config.train, head, sources[0], valid, config.output)
     result = trainer.fit()
     if result.finished and export_to is not None:
@@ -221,6 +229,31 @@ def build_encoder(config: FinetuneConfig) -> Any:
     other = dataclasses.replace(encoder.config, **changed).build()
     load_strictly(other, encoder.state_dict(), f"{folder} with encoder_overrides {changed}")
     return other
+
+
+def load_head(head: Any, folder: str) -> None:
+    """Load the tensors of the head in `folder`, without those of its encoder and adapters.
+
+    Raises `ValueError` for another kind of head, other classes, or tensors that do not fit.
+    """
+    from speechssl.model_file import load_strictly, open_model
+
+    other = open_model(folder).head
+    kinds = [type(h).__name__ for h in (other, head)]
+    classes = [getattr(getattr(h, "config", None), "classes", None) for h in (other, head)]
+    if kinds[0] != kinds[1] or classes[0] != classes[1]:
+        raise ValueError(
+            f"init_head: found a {kinds[0]} of {len(classes[0] or [])} classes in {folder}, want a "
+            f"{kinds[1]} of the same {len(classes[1] or [])} classes; train on the same labels, "
+            "or leave init_head out"
+        )
+
+    def taken(name: str) -> bool:
+        return name != "step" and not name.startswith(("encoder.", "adapters."))
+
+    state = {k: v for k, v in head.state_dict().items() if not taken(k)}
+    state |= {k: v for k, v in other.state_dict().items() if taken(k)}
+    load_strictly(head, state, folder)
 
 
 def _transformers_encoder(folder: str) -> Any:

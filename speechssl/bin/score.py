@@ -40,6 +40,8 @@ class ScoreOptions:
     """Verification: folder of a decoding, such as of the training cuts, for AS-norm."""
     top: int = 300
     """Nearest utterances of the cohort that AS-norm takes."""
+    cohort_means: bool = False
+    """The cohort is the mean embedding of each of its speakers, not each utterance."""
     plda: str | None = None
     """Verification: folder of a decoding of training cuts with speakers; PLDA is learnt of it and
     takes the cosine's place."""

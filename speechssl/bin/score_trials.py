@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from speechssl.score.verification import Trial
 
 
+BLOCK = 4096
+"""Utterances whose scores against the cohort are in memory at once."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Scored:
     """Trials of one decoding, before and behind the back-end."""
@@ -97,7 +101,7 @@ class Backend:
                 "dim": self.plda.projection.shape[1],
             }
         if options.cohort is not None:
-            self.cohort = read_embeddings(Path(options.cohort))[0]
+            self.cohort = _cohort(Path(options.cohort), options.cohort_means)
             steps.append("AS-norm")
             count = len(self.cohort)
             self.about |= {"cohort": count, "top": min(options.top, count)}
@@ -130,11 +134,16 @@ class Backend:
             x = self.plda.prepared(embeddings)
             scores = self.plda.plda.log_ratios(x[enrol], x[test])
         if self.cohort is not None:
-            if self.plda is None:
-                against = unit(x) @ unit(self.cohort).T
-            else:
-                against = self.plda.plda.all_log_ratios(x, self.plda.prepared(self.cohort))
-            mean, deviation = cohort_statistics(against, self.options.top)
+            others = self.cohort if self.plda is None else self.plda.prepared(self.cohort)
+            used = np.unique(np.concatenate([enrol, test]))
+            mean, deviation = np.zeros((2, len(x)))
+            for start in range(0, len(used), BLOCK):  # all at once would fill the memory
+                some = used[start : start + BLOCK]
+                if self.plda is None:
+                    against = unit(x[some]) @ unit(others).T
+                else:
+                    against = self.plda.plda.all_log_ratios(x[some], others)
+                mean[some], deviation[some] = cohort_statistics(against, self.options.top)
             sides = [(mean[i], deviation[i]) for i in (enrol, test)]
             scores = as_norm(scores, sides[0], sides[1])
         return Scored(
@@ -145,6 +154,27 @@ class Backend:
             _speakers(rows, enrol, test),
             _durations(rows, enrol, test),
         )
+
+
+def _cohort(folder: Path, means: bool) -> np.ndarray:
+    """(K, E): embeddings of the cohort, or the mean direction of each of its speakers."""
+    import numpy as np
+
+    from speechssl.score.verification import unit
+
+    embeddings, _, rows = read_embeddings(folder)
+    if not means:
+        return embeddings
+    speakers = [row.get("speaker") for row in rows]
+    if not all(speakers):
+        raise ValueError(
+            f"cohort_means: found embeddings without speaker in {folder}, want a decoding of cuts "
+            "that name theirs"
+        )
+    names, place = np.unique([str(s) for s in speakers], return_inverse=True)
+    sums = np.zeros((len(names), embeddings.shape[1]))
+    np.add.at(sums, place, unit(embeddings))
+    return sums / np.bincount(place)[:, None]
 
 
 def _speakers(

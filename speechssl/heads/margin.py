@@ -6,6 +6,7 @@ Shape legend: B utterances, E embedding width, C classes, K centres per class.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,26 @@ class AngularMargin(nn.Module):
     """AAM-softmax with sub-centres: (B, E) embeddings, (B,) classes -> (B,) losses, (B, C) cosines.
 
     The cosine of a class is the largest over its K centres; that of the own class, cos(theta),
-    becomes cos(theta + margin) before the softmax of `scale` times the cosines. With margin 0 it
-    is that softmax itself.
+    becomes cos(theta + margin) before the softmax of `scale` times the cosines, or with kind cosine
+    cos(theta) - margin (AM-softmax). With margin 0 it is that softmax itself.
     Source: Deng et al. 2019 (ArcFace); Deng et al. 2020 (sub-centres); Xiang et al. 2019 and
-    Desplanques et al. 2020 for speakers (margin 0.2, scale 30).
+    Desplanques et al. 2020 for speakers (margin 0.2, scale 30); Wang et al. 2018 (AM-softmax), with
+    margin 0.4 in Yang et al. 2021 (SUPERB).
     Beyond theta = pi - margin, where cos(theta + margin) would rise again, it goes on falling as
     cos(theta) - margin sin(margin), as in the official code.
     """
 
-    def __init__(self, dim: int, classes: int, *, scale: float, centres: int = 1) -> None:
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        *,
+        scale: float,
+        centres: int = 1,
+        kind: Literal["angle", "cosine"] = "angle",
+    ) -> None:
         super().__init__()
-        self.scale, self.centres = scale, centres
+        self.scale, self.centres, self.kind = scale, centres, kind
         self.weight = nn.Parameter(torch.empty(classes * centres, dim))
         nn.init.xavier_uniform_(self.weight)
 
@@ -35,7 +45,8 @@ class AngularMargin(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         cosines = self.cosines(embeddings)
         own = cosines.gather(1, classes[:, None])
-        logits = cosines.scatter(1, classes[:, None], _with_margin(own, margin))
+        less = own - margin if self.kind == "cosine" else _with_margin(own, margin)
+        logits = cosines.scatter(1, classes[:, None], less)
         return F.cross_entropy(self.scale * logits, classes, reduction="none"), cosines
 
     def cosines(self, embeddings: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class SpeakerConfig(UtteranceConfig):
     """Bottleneck of attentive pooling."""
     margin: float = 0.2
     """Angle in radians by which the own speaker has to be nearer; large-margin tuning takes 0.5."""
+    margin_kind: Literal["angle", "cosine"] = "angle"
+    """angle: AAM-softmax; cosine: AM-softmax, the margin taken off the cosine (SUPERB: 0.4)."""
     margin_steps: int = 0
     """Updates over which the margin grows from 0."""
     scale: float = 30.0
@@ -55,7 +57,11 @@ class SpeakerConfig(UtteranceConfig):
 
 
 class SpeakerHead(UtteranceHead):
-    """Embeddings whose cosine says whether two utterances are of one speaker."""
+    """Embeddings whose cosine says whether two utterances are of one speaker.
+
+    With `data.mixing` it learns from the view "mixed" (noise, rooms), and is validated on clean
+    waves.
+    """
 
     config: SpeakerConfig
 
@@ -74,11 +80,13 @@ class SpeakerHead(UtteranceHead):
             len(config.classes),
             scale=config.scale,
             centres=config.sub_centres,
+            kind=config.margin_kind,
         )
 
     def forward(self, batch: Batch) -> Loss:
         speakers = self.targets(batch)
-        embeddings = self.embed(batch.wave, batch.wave_lengths)
+        wave = batch.views.get("mixed", batch.wave) if self.training else batch.wave
+        embeddings = self.embed(wave, batch.wave_lengths)
         losses, cosines = self.margin(embeddings, speakers, self.margin_now())
         right = (cosines.detach().argmax(-1) == speakers).sum()
         number = torch.tensor(len(speakers), device=losses.device)

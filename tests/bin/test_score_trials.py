@@ -86,6 +86,24 @@ def test_as_norm_follows_its_formula_over_either_score(folders: dict[str, Path])
     assert both["cohort"] == both["top"] == 240
 
 
+def test_the_cohort_may_be_its_speakers_means(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("--cohort", folders["train"], "--cohort_means", "true", "--top", 15)
+    found, scores = scored(folders, *more)
+    assert found["cohort"] == 40 and found["top"] == 15
+    x, cohort = (np.load(folders[k] / "embeddings.npy") for k in ("test", "train"))
+    means = unit(cohort).reshape(40, 6, WIDTH).mean(1)
+    mean, deviation = cohort_statistics(unit(x) @ unit(means).T, 15)
+    one, two = np.array([(i, j) for i in range(len(x)) for j in range(i)]).T
+    sides = [(mean[i], deviation[i]) for i in (one, two)]
+    assert scores == pytest.approx(as_norm(cosine(x[one], x[two]), *sides), abs=1e-5)
+    monkeypatch.setattr("speechssl.bin.score_trials.BLOCK", 5)
+    assert np.array_equal(scored(folders, *more)[1], scores)
+    _, learnt = scored(folders, *more, "--plda", folders["train"])
+    assert not np.allclose(learnt, scores, atol=0.1)
+
+
 def test_calibration_is_learnt_of_other_speakers(folders: dict[str, Path], capsys: Any) -> None:
     dev = folders["dev"]
     more = ["--calibrate", dev, "--calibrate_trials", dev / "trials.txt"]
@@ -114,5 +132,6 @@ def test_mistakes_are_named(folders: dict[str, Path], tmp_path: Path, capsys: An
     lines = (bare / "embeddings.jsonl").read_text()
     (bare / "embeddings.jsonl").write_text(lines.replace('"speaker"', '"x"').replace("tion", ""))
     assert "without speaker" in refused("--plda", bare)
+    assert "without speaker" in refused("--cohort", bare, "--cohort_means", "true")
     more = ["--calibrate", bare, "--calibrate_trials", bare / "trials.txt"]
     assert "without duration" in refused(*more, "--calibrate_durations", "true")

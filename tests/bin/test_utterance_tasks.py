@@ -260,3 +260,27 @@ def test_mistakes_in_decoding_and_scoring_are_named(
     (folder / "predictions.jsonl").write_text('{"id": "a", "ref": "x"}\n')
     assert score.main(["--decode", str(folder)]) == 2
     assert "predictions.jsonl:1: found no 'hyp'" in capsys.readouterr().err
+
+
+def test_a_head_goes_on_from_that_of_another_run(
+    corpus: dict[str, str], speakers: Path, tmp_path: Path, capsys: Any
+) -> None:
+    words = config(corpus, tmp_path, SPEAKER, steps=1, learning_rate=0.0, valid_every=0)
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del values["encoder"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    start = ["--init", str(speakers)]
+    assert finetune.main([*words, *start, "--init_head", "true", "--head.margin", "0.5"]) == 0
+    given, kept = (open_model(d).head for d in (speakers, tmp_path / "run"))
+    for name, tensor in given.state_dict().items():
+        assert name == "step" or torch.equal(tensor, kept.state_dict()[name]), name
+    assert int(kept.step) == 1 and kept.config.margin == 0.5
+    words[-1] = str(tmp_path / "fresh")
+    assert finetune.main([*words, *start]) == 0
+    fresh = open_model(tmp_path / "fresh").head
+    assert not torch.equal(fresh.network.output.weight, given.network.output.weight)
+    few = write_cuts(tmp_path, "few", [0, 3], 36)
+    words[-1] = str(tmp_path / "few")
+    refused = [*words, *start, "--init_head", "true", "--data.train", f"[{few}]"]
+    assert finetune.main([*refused, "--data.valid", "[]"]) == 2
+    assert "found a SpeakerHead of 3 classes" in capsys.readouterr().err

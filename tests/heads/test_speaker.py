@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -48,6 +49,27 @@ def test_the_own_angle_grows_by_the_margin() -> None:
         logits[i, own] = 20.0 * math.cos(angle)
     expected = F.cross_entropy(logits, y, reduction="none")
     assert torch.allclose(loss(x, y, 0.3)[0], expected, atol=1e-4)
+
+
+def test_the_own_cosine_falls_by_the_margin_of_am_softmax() -> None:
+    torch.manual_seed(0)
+    loss = AngularMargin(6, 5, scale=20.0, centres=2, kind="cosine")
+    x, y = (t.float() if t.is_floating_point() else t for t in some_embeddings())
+    found, cosines = loss(x, y, 0.4)
+    expected = F.cross_entropy(20.0 * (cosines - 0.4 * F.one_hot(y, 5)), y, reduction="none")
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(loss(x, y, 0.0)[0], F.cross_entropy(20.0 * cosines, y, reduction="none"))
+
+
+def test_training_hears_the_mixed_view_and_validation_the_clean_one() -> None:
+    clean = batch()
+    other = torch.randn(clean.wave.shape, generator=torch.Generator().manual_seed(9))
+    mixed = dataclasses.replace(clean, views={"mixed": other})
+    swapped = dataclasses.replace(clean, wave=other)
+    head = build((SpeakerConfig, {"network": "pooled"}), margin_kind="cosine")
+    assert torch.equal(head.train()(mixed).total, head(swapped).total)
+    assert not torch.equal(head(mixed).total, head(clean).total)
+    assert torch.equal(head.eval()(mixed).total, head(clean).total)
 
 
 def test_the_loss_grows_with_the_margin_even_for_opposite_embeddings() -> None:
