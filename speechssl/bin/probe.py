@@ -17,6 +17,7 @@ from speechssl.labels.probe_config import ProbeConfig
 if TYPE_CHECKING:
     import torch
 
+    from speechssl.bin.probe_abx import AbxTest
     from speechssl.labels.probe_sample import Layers, ProbeCut, ProbeSample
     from speechssl.score.probe import ProbeScore
 
@@ -25,7 +26,8 @@ encoder with random weights.
 
 Per layer: RankMe and effective rank; linear CKA with the other layers and with log-mel, and CCA
 with log-mel; PNMI of a quick k-means; accuracy of a linear classifier of phones, on speakers that
-it was not trained on, and of speakers, on utterances that it was not trained on. Writes probe.json,
+it was not trained on, and of speakers, on utterances that it was not trained on; with --abx the
+ABX error of phones, within and across speakers, also of a label store's units. Writes probe.json,
 and prints it as a table. What the cuts hold no labels for is left out, and named."""
 
 COLUMNS = (
@@ -33,6 +35,9 @@ COLUMNS = (
     ("CKA mel", "cka_mel", ".3f"), ("CCA mel", "cca_mel", ".3f"), ("PNMI", "pnmi", ".3f"),
     ("phones", "phone_accuracy", ".3f"), ("speakers", "speaker_accuracy", ".3f"),
 )  # fmt: skip
+ABX_COLUMNS = (("ABX within", "abx_within", ".4f"), ("ABX across", "abx_across", ".4f"))
+LOWEST = ("abx_within", "abx_across")
+"""Measures of which less is better."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,6 +69,7 @@ class Upstream:
 def run(config: ProbeConfig) -> dict[str, Any]:
     """Read, measure, write probe.json; returns what it holds."""
     from speechssl import dist
+    from speechssl.bin.probe_abx import choose_test
     from speechssl.config import to_dict
     from speechssl.labels.probe_sample import choose_cuts
     from speechssl.labels.quality import PhoneTable
@@ -84,9 +90,15 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     )
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    notes: list[str] = []
+    abx = None
+    if config.abx is not None:
+        rate, window, count = upstream.frame_rate_hz, upstream.window_seconds, len(upstream.numbers)
+        abx = choose_test(config, cuts, rate, window, count, notes)
     phone_table = PhoneTable()
-    sample, skipped = read(config, upstream, cuts, phone_table, output, device)
-    rows, shared, notes = measure(config, upstream, cuts, sample, len(phone_table.names), device)
+    sample, skipped = read(config, upstream, cuts, phone_table, output, device, abx)
+    phones = len(phone_table.names)
+    rows, shared = measure(config, upstream, cuts, sample, phones, device, abx, notes)
     report = {
         "kind": "probe",
         "upstream": upstream.info,
@@ -192,6 +204,7 @@ def read(
     phone_table: Any,
     output: Path,
     device: torch.device,
+    abx: AbxTest | None,
 ) -> tuple[ProbeSample, list[str]]:
     """Frames and utterance means of the chosen cuts, and the ids that could not be read."""
     from speechssl.data.loader import read_all
@@ -223,6 +236,7 @@ def read(
             seed=config.seed,
             progress=progress,
             device=device,
+            take=None if abx is None else abx.frames.add,
         )
     skipped = sorted(map(str, reader.skipped))
     if skipped:
@@ -237,8 +251,10 @@ def measure(
     sample: ProbeSample,
     phones: int,
     device: torch.device,
-) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
-    """A row per layer, what belongs to all layers, and notes on what is left out or unsure."""
+    abx: AbxTest | None,
+    notes: list[str],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row per layer, and what belongs to all layers. notes: gets what is left out or unsure."""
     import torch
 
     from speechssl.labels.measure import layer_quality
@@ -246,7 +262,6 @@ def measure(
     from speechssl.score.cka import cca, cka_matrix
     from speechssl.score.rank import effective_rank, rankme
 
-    notes: list[str] = []
     least = 10 * upstream.dim
     if len(sample.keys) < least:
         notes.append(
@@ -265,7 +280,8 @@ def measure(
     mel = sample.mel.to(device)
     rows: list[dict[str, Any]] = []
     chance: dict[str, Any] = {}
-    for number, frames, means in zip(upstream.numbers, sample.frames, sample.means):
+    parts = zip(upstream.numbers, sample.frames, sample.means)
+    for place, (number, frames, means) in enumerate(parts):
         points = frames.to(device)
         row: dict[str, Any] = {
             "layer": number,
@@ -286,13 +302,20 @@ def measure(
                 score = fit(config, values, *parts)
                 row |= _named(name, score)
                 chance[name] = score.chance
+        if abx is not None:
+            row |= abx.scores(place, device)
         rows.append(row)
-        say(" ".join(f"{title} {cell}" for title, cell in _cells(row)))
+        say(" ".join(f"{title} {cell}" for title, cell in _cells(row, abx is not None)))
     views = [mel, *(frames.to(device) for frames in sample.frames)]
     alike = cka_matrix(views).tolist()
     for row, likeness in zip(rows, alike[1:]):
         row["cka_mel"] = likeness[0]
-    return rows, {"cka": [line[1:] for line in alike[1:]], "chance": chance}, notes
+    shared: dict[str, Any] = {"cka": [line[1:] for line in alike[1:]], "chance": chance}
+    if abx is not None:
+        shared["abx"] = abx.info()
+        if config.abx_labels is not None:
+            shared["abx"]["units"] = abx.units(device)
+    return rows, shared
 
 
 def parts_by_speaker(
@@ -372,21 +395,28 @@ def _named(name: str, score: ProbeScore) -> dict[str, Any]:
 
 
 def best_layers(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Measure -> the layer where it is highest, for those that say what a layer is good for."""
+    """Measure -> the layer where it is best, for those that say what a layer is good for."""
     found = {}
-    for name in ("pnmi", "phone_dev_accuracy", "speaker_dev_accuracy"):
+    for name in ("pnmi", "phone_dev_accuracy", "speaker_dev_accuracy", *LOWEST):
         known = [row for row in rows if row.get(name) is not None and row[name] == row[name]]
         if known:
-            found[name] = max(known, key=lambda row: row[name])["layer"]
+            best = min if name in LOWEST else max
+            found[name] = best(known, key=lambda row: row[name])["layer"]
     return found
 
 
 def table(report: dict[str, Any]) -> str:
     """The report as text: one line per layer, then chance and notes."""
     lines = [f"{report['upstream']['name']}: {report['frame_rate_hz']:g} frames per second"]
-    lines.append(" ".join(f"{title:>9}" for title, _, _ in COLUMNS))
+    abx = report.get("abx")
+    columns = COLUMNS if abx is None else COLUMNS + ABX_COLUMNS
+    lines.append(" ".join(f"{title:>10}" for title, _, _ in columns))
     for row in report["layers"]:
-        lines.append(" ".join(f"{cell:>9}" for _, cell in _cells(row)))
+        lines.append(" ".join(f"{cell:>10}" for _, cell in _cells(row, abx is not None)))
+    if abx is not None and "units" in abx:
+        units = abx["units"]
+        shown = ", ".join(f"{name[4:]} {units[name]:.4f}" for name in LOWEST if name in units)
+        lines.append(f"ABX of the units of {units['labels']} ({units['distance']}): {shown}")
     data = report["data"]
     lines.append(
         f"{data['frames']} frames of {data['utterances']} utterances of {data['speakers']} speakers"
@@ -396,10 +426,10 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"note: {text}" for text in report["notes"])])
 
 
-def _cells(row: dict[str, Any]) -> list[tuple[str, str]]:
+def _cells(row: dict[str, Any], abx: bool) -> list[tuple[str, str]]:
     return [
         (title, "-" if row.get(key) is None else format(row[key], form))
-        for title, key, form in COLUMNS
+        for title, key, form in (COLUMNS + ABX_COLUMNS if abx else COLUMNS)
     ]
 
 

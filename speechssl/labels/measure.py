@@ -52,7 +52,7 @@ def measure(
     counts = np.zeros(store.classes, dtype=np.int64)
     frames = runs = unaligned_cuts = unlabelled = difference = largest = 0
     for cut, items in alignments(cuts, alignment):
-        labels = _labels_of(store, cut)
+        labels = labels_of(store, cut)
         if labels is None:
             unlabelled += 1
             continue
@@ -93,7 +93,7 @@ def measure(
     return report, joint, phone_table.names, counts
 
 
-def _labels_of(store: LabelStore, cut: Any) -> np.ndarray | None:
+def labels_of(store: LabelStore, cut: Any) -> np.ndarray | None:
     """Labels of a cut: by its own id, else its part of its recording's."""
     if cut.id in store:
         return store.frames(cut.id)

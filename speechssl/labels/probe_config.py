@@ -42,6 +42,19 @@ class ProbeConfig(ReadingConfig):
     """Seed of the random weights."""
     alignment: str = "phone"
     """Name of the alignment in the supervisions."""
+    abx: Literal["cosine", "angular"] | None = None
+    """Also measure ABX discrimination of phones by this distance between frames: error within and
+    across speakers; default: do not."""
+    abx_cells: int = 2000
+    """Choices of a context, a speaker and two phones at most, within and across each."""
+    abx_tokens: int = 5
+    """Tokens at most of each phone, context and speaker."""
+    abx_speakers: int = 3
+    """Across: other speakers at most whose phones each choice is compared with."""
+    abx_labels: str | None = None
+    """Label store whose units are measured beside the layers: 0 between equal ones, else 1."""
+    abx_clusters: str | None = None
+    """Folder of `cluster fit` that made those labels: the distance is that of its centroids."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +67,12 @@ class ProbeConfig(ReadingConfig):
             raise ValueError("layers: found some with features, want none: a baseline has one")
         if self.features is None and self.cmvn:
             raise ValueError("cmvn: found true without features, want it with mfcc or logmel only")
-        for name in ("speakers", "utterances", "sample_frames", "classes", "iterations"):
+        if self.abx is None and (self.abx_labels or self.abx_clusters):
+            raise ValueError("abx_labels, abx_clusters: found some, want --abx with a distance too")
+        if self.abx_clusters is not None and self.abx_labels is None:
+            raise ValueError("abx_labels: found none with abx_clusters, want the labels it made")
+        counts = ("speakers", "utterances", "sample_frames", "classes", "iterations")
+        for name in (*counts, "abx_cells", "abx_tokens", "abx_speakers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, want 1 or more")
         if not self.l2 or min(self.l2) < 0:

@@ -131,10 +131,12 @@ def read_sample(
     seed: int,
     progress: Callable[[float, int], None],
     device: torch.device | str = "cpu",
+    take: Callable[[int, list[Tensor]], None] | None = None,
 ) -> ProbeSample:
     """One pass: features of `count` layers of width `dim`, log-mel beside them.
 
-    Equal keys: every layer keeps the same frames.
+    Equal keys: every layer keeps the same frames. take: called with the place of each utterance
+    and its (T, D) frames of each layer.
     Raises ValueError if there is no frame at all.
     """
     place = {cut.id: i for i, cut in enumerate(cuts)}
@@ -152,6 +154,9 @@ def read_sample(
                 intervals = phone_table.intervals(cuts[at].items)
                 phones = q.phone_frames(intervals, total, frame_rate_hz, window_seconds)
                 columns.append(_columns(bands, phones, at, frame_rate_hz, window_seconds))
+            if take is not None:
+                for name, *rows in zip(batch.ids, *found):
+                    take(place[name], rows)
             beside.add(batch.ids, columns)
             for reservoir, pooled, layer in zip(reservoirs, means, found):
                 reservoir.add(batch.ids, layer)

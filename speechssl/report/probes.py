@@ -14,14 +14,18 @@ CURVES = (
      "On speakers that it was not trained on."),
     ("speaker_accuracy", "Accuracy of a linear classifier of speakers",
      "On utterances that it was not trained on."),
+    ("abx_within", "ABX error of phones within a speaker", "Chance: 0.5; lower is better."),
+    ("abx_across", "ABX error of phones across speakers", "Chance: 0.5; lower is better."),
     ("pnmi", "PNMI by layer, of the probe", "Of a quick k-means on the same frames."),
     ("rankme", "RankMe", "Effective number of dimensions; not comparable across widths."),
     ("effective_rank", "Effective rank of the covariance", "Low: dimensions have collapsed."),
     ("cka_mel", "Linear CKA with log-mel", "How near a layer still is to the spectrum."),
 )  # fmt: skip
+ABX = ("abx_within", "abx_across")
+"""Measured only if asked for."""
 COLUMNS = (
-    "layers", "RankMe", "PNMI", "phones", "their chance", "speakers", "their chance", "frames",
-    "utterances",
+    "layers", "RankMe", "PNMI", "phones", "their chance", "speakers", "their chance",
+    "ABX within", "ABX across", "frames", "utterances",
 )  # fmt: skip
 
 
@@ -31,7 +35,9 @@ def probes(experiments: Sequence[Experiment]) -> str:
     if not found:
         return section("Probes", missing("no probe.json: nothing was probed"))
     body = table(("probe", *COLUMNS), [[name, *_row(values)] for name, values in found])
-    figures = "".join(_curve(found, *curve) for curve in CURVES) + _trade_off(found)
+    abx = any(name in (values.get("best") or {}) for _, values in found for name in ABX)
+    shown = [curve for curve in CURVES if abx or curve[0] not in ABX]
+    figures = "".join(_curve(found, *curve) for curve in shown) + _trade_off(found)
     return section("Probes", f'{body}<div class="grid">{figures}</div>')
 
 
@@ -64,6 +70,7 @@ def _row(values: Mapping[str, Any]) -> list[str]:
         plain(chance.get("phone")),
         at(speaker, "speaker_accuracy"),
         plain(chance.get("speaker")),
+        *(at(best.get(measure), measure) for measure in ABX),
         str(data.get("frames", "—")),
         str(data.get("utterances", "—")),
     ]

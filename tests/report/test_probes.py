@@ -41,6 +41,20 @@ def test_probes_get_rows_curves_and_a_trade_off(tmp_path: Path) -> None:
     assert "Missing: no clusters.json" in text
 
 
+def test_abx_errors_have_columns_and_curves_if_measured(tmp_path: Path) -> None:
+    probe(tmp_path / "plain", 3, 0.5)
+    assert "ABX error" not in render(find_experiments([tmp_path]), "")
+    values = json.loads((tmp_path / "plain/probe.json").read_text())
+    for row in values["layers"]:
+        row |= {"abx_within": 0.081 - 0.01 * row["layer"], "abx_across": 0.1 + row["layer"] / 100}
+    values["best"] |= {"abx_within": 2, "abx_across": 0}
+    (tmp_path / "plain/probe.json").write_text(json.dumps(values))
+    text = render(find_experiments([tmp_path]), "")
+    assert "<figcaption>ABX error of phones within a speaker</figcaption>" in text
+    assert "<figcaption>ABX error of phones across speakers</figcaption>" in text
+    assert "0.061 (layer 2)" in text and "0.100 (layer 0)" in text
+
+
 def test_a_probe_inside_a_run_is_found_and_labels_may_be_absent(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text("train: {steps: 3}\n")
