@@ -38,9 +38,22 @@ class FactorModel(nn.Module):
     """Means, variances and factor loadings of K classes.
 
     variance_floor: added to each variance, so that no frame can become infinitely likely.
+    learns: by gradients; otherwise what it holds are buffers, which `take` moves.
     """
 
-    def __init__(self, classes: int, dim: int, factors: int, variance_floor: float = 0.01) -> None:
+    means: Tensor
+    log_variances: Tensor
+    loadings: Tensor
+
+    def __init__(
+        self,
+        classes: int,
+        dim: int,
+        factors: int,
+        variance_floor: float = 0.01,
+        *,
+        learns: bool = True,
+    ) -> None:
         super().__init__()
         if factors < 1 or variance_floor <= 0:
             raise ValueError(
@@ -48,14 +61,31 @@ class FactorModel(nn.Module):
                 "and more than 0"
             )
         self.variance_floor = variance_floor
-        self.means = nn.Parameter(torch.zeros(classes, dim))
-        self.log_variances = nn.Parameter(torch.zeros(classes, dim))
-        # At 0 it would stay there: its gradient is proportional to it.
-        self.loadings = nn.Parameter(0.1 * torch.randn(classes, dim, factors))
+        start = {
+            "means": torch.zeros(classes, dim),
+            "log_variances": torch.zeros(classes, dim),
+            # At 0 they would stay there: their gradient is proportional to them.
+            "loadings": 0.1 * torch.randn(classes, dim, factors),
+        }
+        for name, value in start.items():
+            if learns:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
 
     def variances(self) -> Tensor:
         """(K, D)."""
         return self.log_variances.exp() + self.variance_floor
+
+    @torch.no_grad()
+    def take(self, means: Tensor, variances: Tensor, loadings: Tensor) -> None:
+        """(K, D), (K, D) of at least the floor, (K, D, R)."""
+        self.means.copy_(means)
+        # Above the floor by a thousandth of it, so that the logarithm is finite.
+        self.log_variances.copy_(
+            (variances - self.variance_floor).clamp(min=1e-3 * self.variance_floor).log()
+        )
+        self.loadings.copy_(loadings)
 
     def posterior(self, x_BTD: Tensor, classes_BT: Tensor, chosen_BT: Tensor) -> Posterior:
         """Of the chosen frames of each utterance, with their classes; others are not read.

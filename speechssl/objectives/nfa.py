@@ -8,7 +8,8 @@ writes it (`heads.factors`).
 
 Ours by choice, since they are not published or we do not know them:
 - Layer, number of factors and weight of the term are options; it is counted in nats per channel.
-- Means, diagonal variances and loadings are learnt by the optimiser, with the encoder.
+- Means, diagonal variances and loadings follow the frames by online EM (`nn.online_factors`); with
+  factor_update: gradient the optimiser learns them, which wants far more updates.
 - Frames are brought to mean 0 and variance 1 first: shrinking them would make them likelier.
 - All frames that have a unit count, masked ones too. An utterance weighs as much as its frames in
   HuBERT's loss (one count per loss, see speechssl/README.md).
@@ -20,13 +21,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from speechssl.contract import IGNORE, Batch, Encoder, EncoderOutput, padding_mask
 from speechssl.nn.factor_analysis import FactorModel
+from speechssl.nn.online_factors import FactorStatistics
 from speechssl.objectives.hubert import Hubert, HubertConfig, Labels, Logs
 
 
@@ -40,6 +42,10 @@ class NfaConfig(HubertConfig):
     """The layer whose frames are modelled, from 1; -1: the last."""
     factor_weight: float = 1.0
     """Weight of the negative log-likelihood, in nats per channel; 0: none, HuBERT."""
+    factor_update: Literal["em", "gradient"] = "em"
+    """How the model's own parameters learn: by online EM, or with the encoder's by gradients."""
+    factor_decay: float = 0.995
+    """em: of the moving averages, per update."""
     factor_target: str | None = None
     """The frame labels that align the frames; none: the first of `classes`."""
     variance_floor: float = 0.01
@@ -49,6 +55,8 @@ class NfaConfig(HubertConfig):
         super().__post_init__()
         if self.factor_weight < 0:
             raise ValueError(f"factor_weight: found {self.factor_weight}, want 0 or more")
+        if self.factor_update not in ("em", "gradient"):
+            raise ValueError(f"factor_update: found {self.factor_update!r}, want em or gradient")
         if self.factor_target is not None and self.factor_target not in self.classes:
             raise ValueError(
                 f"factor_target: found {self.factor_target!r}, want one of {sorted(self.classes)}"
@@ -77,8 +85,14 @@ class Nfa(Hubert):
         self.inner_layers = (self.layer,)
         self.units = config.factor_target or next(iter(config.classes))
         self.factors = FactorModel(
-            config.classes[self.units], encoder.dim, config.factors, config.variance_floor
+            config.classes[self.units],
+            encoder.dim,
+            config.factors,
+            config.variance_floor,
+            learns=config.factor_update == "gradient",
         )
+        if config.factor_update == "em":
+            self.statistics = FactorStatistics(self.factors, config.factor_decay)
 
     def inner_terms(
         self, batch: Batch, out: EncoderOutput, labels: Labels, scored: Tensor, logs: Logs
@@ -86,7 +100,10 @@ class Nfa(Hubert):
         units = labels[self.units]
         x = out.aligned(self.layer).float()
         chosen = (units != IGNORE) & ~padding_mask(out.lengths, units.shape[1])
-        found = self.factors.posterior(F.layer_norm(x, x.shape[-1:]), units, chosen)
+        x = F.layer_norm(x, x.shape[-1:])
+        found = self.factors.posterior(x, units, chosen)
+        if self.config.factor_update == "em":
+            self.statistics.collect(x, units, chosen, found)
         nats_B = -found.log_likelihood / x.shape[-1]
         frames_B = chosen.sum(1)
         logs["factor_nats"] = (nats_B.detach().sum(), frames_B.sum())
@@ -94,6 +111,11 @@ class Nfa(Hubert):
         logs["factor_size"] = (size.sum(), (frames_B > 0).sum())
         share_B = scored.sum(1) / frames_B.clamp(min=1)
         return self.config.factor_weight * (share_B * nats_B).sum()
+
+    def after_update(self, step: int) -> None:
+        super().after_update(step)
+        if self.config.factor_weight > 0 and self.config.factor_update == "em":
+            self.statistics.commit(self.factors, step)
 
     def exported_head(self) -> Mapping[str, Any] | None:
         if self.config.factor_weight == 0:

@@ -44,7 +44,11 @@ def test_the_total_is_huberts_plus_each_utterances_share_of_its_nats_per_channel
         model.factors.means.normal_()
     hubert = build(HubertConfig).eval()
     hubert.load_state_dict(
-        {k: v for k, v in model.state_dict().items() if not k.startswith("factors.")}
+        {
+            k: v
+            for k, v in model.state_dict().items()
+            if not k.startswith(("factors.", "statistics."))
+        }
     )
     batch = batch_for(model)
     batch.targets["km"][0, 5:20] = -100  # frames without a unit have no place in the model
@@ -76,13 +80,39 @@ def test_the_likelihood_trains_the_encoder_below_its_layer_and_no_further() -> N
     assert not total.requires_grad
     hubert = build(HubertConfig).eval()
     hubert.load_state_dict(
-        {k: v for k, v in model.state_dict().items() if not k.startswith("factors.")}
+        {
+            k: v
+            for k, v in model.state_dict().items()
+            if not k.startswith(("factors.", "statistics."))
+        }
     )
     loss.total.backward()
     hubert(batch).total.backward()
     for number, same in ((0, False), (1, True)):
         grads = [m.encoder.layers[number].fc1.weight.grad for m in (model, hubert)]
         assert torch.allclose(*grads, rtol=1e-4, atol=1e-6) == same
+
+
+@pytest.mark.parametrize("update", ["em", "gradient"])
+def test_the_factor_model_learns_by_em_or_by_gradients(update: str) -> None:
+    model = objective(factor_update=update).train()
+    names = [n for n, _ in model.named_parameters() if n.startswith("factors.")]
+    assert len(names) == (3 if update == "gradient" else 0)
+    before = {k: v.clone() for k, v in model.factors.state_dict().items()}
+    batch = batch_for(model)
+    loss = model(batch)
+    assert all(torch.equal(v, before[k]) for k, v in model.factors.state_dict().items())
+    model.after_update(1)
+    moved = [not torch.equal(v, before[k]) for k, v in model.factors.state_dict().items()]
+    assert all(moved) if update == "em" else not any(moved)
+    first, count = loss.logs["factor_nats"]
+    for step in range(2, 12):
+        if update == "gradient":
+            break
+        nats, _ = model(batch).logs["factor_nats"]
+        model.after_update(step)
+    else:
+        assert float(nats) < float(first) - 0.05 * float(count)
 
 
 def test_its_head_is_exported_with_the_encoder_and_embeds(tmp_path: Path) -> None:
@@ -123,6 +153,8 @@ def test_without_the_term_there_is_no_head() -> None:
         ({"factor_layer": 0}, "factor_layer: found 0"),
         ({"factor_weight": -0.1}, "factor_weight: found -0.1"),
         ({"factor_target": "mfcc"}, r"factor_target: found 'mfcc', want one of \['km'\]"),
+        ({"factor_update": "sgd"}, "factor_update: found 'sgd', want em or gradient"),
+        ({"factor_decay": 1.0}, r"factor decay: found 1\.0"),
         ({"factors": 0}, "factors, variance_floor: found 0"),
     ],
 )
