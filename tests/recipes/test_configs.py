@@ -40,6 +40,8 @@ BENEATH = {
     "few_pretrained.yaml": ["finetune.yaml", "pretrained.yaml"],
     "few_scratch.yaml": ["finetune.yaml", "scratch.yaml"],
     "frozen.yaml": ["finetune.yaml"],
+    "tune.yaml": ["ecapa.yaml"],
+    "large.yaml": ["ecapa.yaml", "tune.yaml"],
     **{path.name: ["ctc.yaml"] for path in EGS.glob("librispeech/asr/conf/*_*.yaml")},
 }
 

@@ -3,7 +3,7 @@
 # name of the results' folder.
 # shellcheck disable=SC2034
 case $upstream in
-  logmel | random) start=(--config "../upstream/$upstream.yaml"); name=${name:-$upstream} ;;
+  logmel | random) start=(--config "$(dirname "${BASH_SOURCE[0]}")/$upstream.yaml"); name=${name:-$upstream} ;;
   *)
     if [[ ! -d $upstream ]]; then
       log "--upstream: found no folder '$upstream', want logmel, random, a folder with model.json (own), or one with config.json (transformers)"
