@@ -175,6 +175,12 @@ class Encoder(nn.Module):
         1 everywhere but in multi-resolution encoders. Its frame j starts with frame j * stride."""
         return (1,) * (self.num_layers + 1)
 
+    @property
+    def part_dims(self) -> tuple[int, ...]:
+        """Widths of the blocks of channels that belong together: one, but of several encoders side
+        by side. They add up to `dim`."""
+        return (self.dim,)
+
     def frame_lengths(self, wave_lengths: Tensor) -> Tensor:
         """(B,) samples -> (B,) frames: floor((L - receptive field) / hop) + 1, at least 0."""
         frames = (wave_lengths - self.receptive_field_samples) // self.hop_samples + 1

@@ -13,7 +13,8 @@ from speechssl.config import parse
 DESCRIPTION = """Write a checkpoint or a public model as files that other programs open.
 
 Training writes model.safetensors and model.json itself at its end; export serves runs that were
-stopped, other checkpoints of a run, models of other libraries, and other forms."""
+stopped, other checkpoints of a run, models of other libraries, and other forms. With --fuse several
+encoders become one, whose frames are theirs side by side: an upstream like any other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,9 @@ class ExportConfig:
     """Folder of a run (exp/x), or one of its checkpoints (exp/x/checkpoints/step_N)."""
     model: str | None = None
     """Instead of a checkpoint: any model that opens here, such as fairseq's .pt."""
+    fuse: list[str] = dataclasses.field(default_factory=list)
+    """Instead of either: two encoders or more to be joined, such as '[exp/hubert,logmel.yaml]':
+    models that open here, or YAML files with `encoder`."""
     output: str | None = None
     """Where to write; default: the run's folder."""
     which: Literal["last", "best"] = "last"
@@ -35,8 +39,14 @@ class ExportConfig:
     """Also print how far every layer is from transformers' (which must be installed)."""
 
     def __post_init__(self) -> None:
-        if (self.checkpoint is None) == (self.model is None):
-            raise ValueError("checkpoint, model: want one of them")
+        given = [self.checkpoint is not None, self.model is not None, bool(self.fuse)]
+        if sum(given) != 1:
+            raise ValueError(f"checkpoint, model, fuse: found {sum(given)}, want one of them")
+        if self.fuse and (len(self.fuse) < 2 or self.form != "speechssl" or self.output is None):
+            raise ValueError(
+                f"fuse: found {len(self.fuse)} with form {self.form} and output {self.output}, "
+                "want two encoders or more, form speechssl, and a folder"
+            )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: ExportConfig) -> str:
     """Export, and return what was written."""
+    if config.fuse:
+        return _fused(config.fuse, str(config.output))
     if config.checkpoint is not None and config.form == "speechssl" and not config.parity:
         return _from_checkpoint(config, config.output)
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,6 +89,18 @@ def _from_checkpoint(config: ExportConfig, output: str | None) -> str:
         origin["config"] = yaml.safe_load((folder / "config.yaml").read_text())
     output = output or str(folder)
     export(folder, output, checkpoint.read_weights(path), origin)
+    return output
+
+
+def _fused(paths: list[str], output: str) -> str:
+    """One encoder of several, as one of our folders."""
+    from speechssl.hub.fuse import fuse, open_encoder
+    from speechssl.model_file import save_model
+    from speechssl.train.folder import versions
+
+    encoder = fuse([open_encoder(path) for path in paths])
+    origin = versions() | {"fused": paths}
+    save_model(output, encoder.config, encoder.state_dict(), provenance=origin)
     return output
 
 

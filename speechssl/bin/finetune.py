@@ -48,6 +48,9 @@ class FinetuneConfig:
     """Start from the head of that model too: of the same kind, size and classes."""
     encoder: EncoderConfig | None = None
     """Without `init`: the encoder to train from scratch."""
+    fuse: list[str] = dataclasses.field(default_factory=list)
+    """Further encoders whose frames are put beside those of `init` or `encoder`, each a model that
+    opens here or a YAML file with `encoder`; every layer sum has weights for each of them."""
     encoder_overrides: dict[str, float] = dataclasses.field(default_factory=dict)
     """With `init`: fields of its encoder's configuration to change, such as dropout; none that
     changes its tensors."""
@@ -202,6 +205,16 @@ def _shown(sizes: dict[str, int]) -> str:
 
 
 def build_encoder(config: FinetuneConfig) -> Any:
+    """The encoder of `init` or `encoder`, with those of `fuse` beside it."""
+    encoder = _one_encoder(config)
+    if not config.fuse:
+        return encoder
+    from speechssl.hub.fuse import fuse, open_encoder
+
+    return fuse([encoder, *map(open_encoder, config.fuse)])
+
+
+def _one_encoder(config: FinetuneConfig) -> Any:
     """The pretrained encoder with `encoder_overrides`, or the one to train from scratch."""
     if config.encoder is not None:
         return config.encoder.build()

@@ -25,6 +25,7 @@ class CachedEncoder(Encoder):
         super().__init__()
         self.config = encoder.config
         self.dim = encoder.dim
+        self._part_dims = encoder.part_dims
         self.num_layers = encoder.num_layers
         self.layer_numbers = tuple(layers)
         self.hop_samples = self.receptive_field_samples = len(layers) * encoder.dim
@@ -34,6 +35,10 @@ class CachedEncoder(Encoder):
     @property
     def frame_rate_hz(self) -> float:
         return self._frame_rate_hz
+
+    @property
+    def part_dims(self) -> tuple[int, ...]:
+        return self._part_dims
 
     def forward(
         self,

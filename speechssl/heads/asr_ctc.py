@@ -121,6 +121,7 @@ class CtcHead(EncoderHead):
             encoder.dim,
             normalise=config.normalise_layers,
             groups=config.groups,
+            parts=encoder.part_dims,
         )
         dim = self.layer_sum.output_size
         if config.upsample > 1:

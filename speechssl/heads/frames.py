@@ -86,6 +86,7 @@ class FramesHead(EncoderHead):
             encoder.dim,
             normalise=config.normalise_layers,
             groups=config.groups,
+            parts=encoder.part_dims,
         )
         self.dim = self.layer_sum.output_size
 

@@ -25,13 +25,15 @@ class Interface(nn.Module):
 
     normalise: bring each frame of each layer to mean 0 and variance 1 first, without parameters.
     A single layer is passed on so.
+    parts: widths of the encoders that lie side by side; each is normalised by itself. Empty: one.
     """
 
     output_size: int
 
-    def __init__(self, normalise: bool) -> None:
+    def __init__(self, normalise: bool, parts: Sequence[int] = ()) -> None:
         super().__init__()
         self.normalise = normalise
+        self.parts = tuple(parts)
 
     def forward(self, out: EncoderOutput) -> Tensor:
         x = self.join(out, out.layers)
@@ -45,7 +47,12 @@ class Interface(nn.Module):
     def read(self, out: EncoderOutput, layer: int) -> Tensor:
         """(B, T, D): one layer, normalised if that is asked for."""
         x = out.aligned(layer)
-        return F.layer_norm(x, x.shape[-1:]) if self.normalise else x
+        if not self.normalise:
+            return x
+        if len(self.parts) < 2:
+            return F.layer_norm(x, x.shape[-1:])
+        blocks = x.split(self.parts, -1)
+        return torch.cat([F.layer_norm(b, b.shape[-1:]) for b in blocks], -1)
 
     def mix(self, states: Sequence[Tensor]) -> Tensor:
         """K tensors (B, T, D) -> (B, T, output_size)."""
@@ -60,16 +67,25 @@ class LayerSum(Interface):
     """The sum over softmax(w)_l N(h_l), the same as `speechssl.Featurizer`'s: K parameters.
 
     groups: so many blocks of neighbouring channels have weights of their own, K G in all; with D
-        groups each dimension has. w starts at 0, all layers alike.
+        groups each dimension has. w starts at 0, all layers alike. Several parts, and no groups:
+        each part has weights of its own.
     """
 
-    def __init__(self, count: int, normalise: bool, dim: int = 0, groups: int = 1) -> None:
-        super().__init__(normalise)
+    def __init__(
+        self,
+        count: int,
+        normalise: bool,
+        dim: int = 0,
+        groups: int = 1,
+        parts: Sequence[int] = (),
+    ) -> None:
+        super().__init__(normalise, parts)
         if groups > 1 and dim % groups:
             raise ValueError(f"groups: found {groups}, want a divisor of the encoder's width {dim}")
         self.output_size = dim
         self.groups = groups
-        shape = (count,) if groups == 1 else (count, groups)
+        columns = groups if groups > 1 else max(1, len(self.parts))
+        shape = (count,) if columns == 1 else (count, columns)
         self.weights = nn.Parameter(torch.zeros(shape)) if count > 1 else None
 
     def mix(self, states: Sequence[Tensor]) -> Tensor:
@@ -77,10 +93,12 @@ class LayerSum(Interface):
         shares = self.weights.softmax(0)
         if self.groups > 1:
             shares = shares.repeat_interleave(states[0].shape[-1] // self.groups, 1)
+        elif shares.ndim > 1:
+            shares = torch.cat([s.expand(-1, n) for s, n in zip(shares.split(1, 1), self.parts)], 1)
         return torch.stack([w * h for w, h in zip(shares, states, strict=True)]).sum(0)
 
     def shares(self) -> list[float]:
-        """Of groups the mean."""
+        """Of groups and parts the mean."""
         if self.weights is None:
             return [1.0]
         shares = self.weights.detach().softmax(0)
@@ -90,8 +108,8 @@ class LayerSum(Interface):
 class LayerConcat(Interface):
     """All layers side by side, projected to D: K D D + D parameters."""
 
-    def __init__(self, count: int, normalise: bool, dim: int) -> None:
-        super().__init__(normalise)
+    def __init__(self, count: int, normalise: bool, dim: int, parts: Sequence[int] = ()) -> None:
+        super().__init__(normalise, parts)
         self.output_size = dim
         self.projection = nn.Linear(count * dim, dim)
 
@@ -108,8 +126,8 @@ class LayerConvolution(Interface):
     Differs: two layers still get one convolution, where the formula says none.
     """
 
-    def __init__(self, count: int, normalise: bool, dim: int) -> None:
-        super().__init__(normalise)
+    def __init__(self, count: int, normalise: bool, dim: int, parts: Sequence[int] = ()) -> None:
+        super().__init__(normalise, parts)
         depth, power = 0, 3
         while power <= count:
             depth, power = depth + 1, 3 * power
@@ -133,10 +151,17 @@ class LayerConvolution(Interface):
 
 
 def build_interface(
-    kind: InterfaceKind, count: int, dim: int, *, normalise: bool, groups: int = 1
+    kind: InterfaceKind,
+    count: int,
+    dim: int,
+    *,
+    normalise: bool,
+    groups: int = 1,
+    parts: Sequence[int] = (),
 ) -> Interface:
     """The interface to `count` layers of width `dim`; one layer needs, and learns, none.
 
+    parts: `Encoder.part_dims`; empty: one.
     Raises `ValueError` for kind grouped without groups, or groups that do not divide `dim`.
     """
     if (kind == "grouped") != (groups > 1):
@@ -145,9 +170,9 @@ def build_interface(
             "and 1 with any other"
         )
     if count == 1:
-        return LayerSum(1, normalise, dim)
+        return LayerSum(1, normalise, dim, parts=parts)
     if kind == "concat":
-        return LayerConcat(count, normalise, dim)
+        return LayerConcat(count, normalise, dim, parts)
     if kind == "convolution":
-        return LayerConvolution(count, normalise, dim)
-    return LayerSum(count, normalise, dim, groups)
+        return LayerConvolution(count, normalise, dim, parts)
+    return LayerSum(count, normalise, dim, groups, parts)

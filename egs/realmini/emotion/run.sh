@@ -8,6 +8,8 @@
 #   ./run.sh --corpus-dir /path/to/corpora                                   # RAVDESS, log-mel
 #   ./run.sh --corpus-dir /path/to/corpora --corpus nemo_polish --folds "1 2 3"
 #   ./run.sh --corpus-dir /path/to/corpora --upstream ../../an4/asr/exp/hubert/seed1/it2
+#   ./run.sh --corpus-dir /path/to/corpora --upstream ../../an4/asr/exp/hubert/seed1/it2 \
+#     --name it2+logmel --overrides "--fuse [../upstream/logmel.yaml]"       # two upstreams as one
 #
 # --corpus-dir holds the corpus's folder, with manifest.jsonl and audio/ (see
 # speechssl/corpora/jsonl.py). Hardware: one CPU core, minutes per fold. Scores: ../RESULTS.md.
