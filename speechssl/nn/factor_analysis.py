@@ -130,7 +130,17 @@ class FactorModel(nn.Module):
             return (distance + constant).argmin(1)
 
     def embed(self, x_BTD: Tensor, chosen_BT: Tensor) -> Tensor:
-        """(B, R) posterior means of the chosen frames, each aligned by itself."""
+        """(B, R) where the chosen frames of utterances, each aligned by itself, are moved to.
+
+        Products of embeddings are those of the posterior means in the metric of what they do to
+        frames, T_k' V_k^-1 T_k, mean over classes: factors that hardly move a frame hardly count,
+        though they vary as much as others (covariance 1).
+        """
         classes = torch.zeros_like(chosen_BT, dtype=torch.int64)
         classes[chosen_BT] = self.align(x_BTD[chosen_BT])
-        return self.posterior(x_BTD, classes, chosen_BT).mean
+        mean = self.posterior(x_BTD, classes, chosen_BT).mean
+        loadings = self.loadings.double()
+        metric = (loadings.transpose(1, 2) @ (loadings / self.variances()[..., None])).mean(0)
+        # Its triangular root is one; a little more on the diagonal for factors that do nothing.
+        metric.diagonal().add_(1e-9 * metric.diagonal().mean() + 1e-12)
+        return (mean.double() @ torch.linalg.cholesky(metric)).to(mean.dtype)

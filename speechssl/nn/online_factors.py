@@ -13,6 +13,8 @@ Shape legend: B utterances, T frames, M chosen frames, K classes, D channels, R 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -119,6 +121,14 @@ class FactorStatistics(nn.Module):
         self.gram.copy_(turn @ self.gram.double() @ turn.T)
         self.cross.copy_(self.cross.double() @ turn.T)
         self.moments.copy_(turn @ self.moments.double() @ turn.T)
+
+    def plain(self, x_BTD: Tensor, floor: float) -> Tensor:
+        """(B, T) log-likelihood of frames under one diagonal Gaussian of all classes' frames."""
+        number = self.gram[:, 0, 0].sum()
+        mean = self.cross[..., 0].sum(0) / number
+        variance = (self.squares.sum(0) / number - mean.square()).clamp(min=floor)
+        x = x_BTD.to(mean.dtype)
+        return -0.5 * ((x - mean).square() / variance + (2 * math.pi * variance).log()).sum(-1)
 
     def likeliest(self, floor: float) -> tuple[Tensor, Tensor, Tensor]:
         """Means (K, D), variances (K, D), at least `floor`, and loadings (K, D, R)."""

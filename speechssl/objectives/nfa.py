@@ -10,9 +10,11 @@ Ours by choice, since they are not published or we do not know them:
 - Layer, number of factors and weight of the term are options; it is counted in nats per channel.
 - Means, diagonal variances and loadings follow the frames by online EM (`nn.online_factors`); with
   factor_update: gradient the optimiser learns them, which wants far more updates.
-- Frames are brought to mean 0 and variance 1 first: shrinking them would make them likelier.
-- All frames that have a unit count, masked ones too. An utterance weighs as much as its frames in
-  HuBERT's loss (one count per loss, see speechssl/README.md).
+- Frames are brought to mean 0 and variance 1 first: shrinking them would make them likelier. With
+  em, what is maximised is the ratio to their likelihood under one Gaussian of all frames: the
+  likelihood alone draws all frames to one (measured: masked accuracy fell to a quarter).
+- All frames that have a unit and are not masked count: embeddings are of whole speech. An utterance
+  weighs as much as its frames in HuBERT's loss (one count per loss, see speechssl/README.md).
 
 Shape legend: B utterances, T frames, D encoder width, R factors.
 """
@@ -40,8 +42,8 @@ class NfaConfig(HubertConfig):
     """R: width of the utterance's embedding."""
     factor_layer: int = 6
     """The layer whose frames are modelled, from 1; -1: the last."""
-    factor_weight: float = 1.0
-    """Weight of the negative log-likelihood, in nats per channel; 0: none, HuBERT."""
+    factor_weight: float = 0.1
+    """Weight of the log-likelihood (em: of its ratio), in nats per channel; 0: none, HuBERT."""
     factor_update: Literal["em", "gradient"] = "em"
     """How the model's own parameters learn: by online EM, or with the encoder's by gradients."""
     factor_decay: float = 0.995
@@ -99,18 +101,23 @@ class Nfa(Hubert):
     ) -> Tensor:
         units = labels[self.units]
         x = out.aligned(self.layer).float()
-        chosen = (units != IGNORE) & ~padding_mask(out.lengths, units.shape[1])
+        chosen = (units != IGNORE) & ~padding_mask(out.lengths, units.shape[1]) & ~scored
         x = F.layer_norm(x, x.shape[-1:])
         found = self.factors.posterior(x, units, chosen)
         if self.config.factor_update == "em":
             self.statistics.collect(x, units, chosen, found)
         nats_B = -found.log_likelihood / x.shape[-1]
+        gain_B = -nats_B
+        if self.config.factor_update == "em":
+            plain = self.statistics.plain(x, self.config.variance_floor)
+            gain_B = gain_B - plain.masked_fill(~chosen, 0).sum(1) / x.shape[-1]
         frames_B = chosen.sum(1)
         logs["factor_nats"] = (nats_B.detach().sum(), frames_B.sum())
+        logs["factor_gain"] = (gain_B.detach().sum(), frames_B.sum())
         size = found.mean.detach().square().mean(1)
         logs["factor_size"] = (size.sum(), (frames_B > 0).sum())
         share_B = scored.sum(1) / frames_B.clamp(min=1)
-        return self.config.factor_weight * (share_B * nats_B).sum()
+        return self.config.factor_weight * (share_B * -gain_B).sum()
 
     def after_update(self, step: int) -> None:
         super().after_update(step)
