@@ -41,6 +41,7 @@ BENEATH = {
     "few_scratch.yaml": ["finetune.yaml", "scratch.yaml"],
     "frozen.yaml": ["finetune.yaml"],
     "tune.yaml": ["ecapa.yaml"],
+    "tuned.yaml": ["categorical.yaml"],
     "large.yaml": ["ecapa.yaml", "tune.yaml"],
     **{path.name: ["ctc.yaml"] for path in EGS.glob("librispeech/asr/conf/*_*.yaml")},
 }
