@@ -230,6 +230,8 @@ class Objective(nn.Module):
 
     encoder: nn.Module
     step: Tensor
+    learns_in_buffers = False
+    """Whether `after_update` is how it learns, so that it may have no trainable parameter."""
 
     def __init__(self) -> None:
         super().__init__()

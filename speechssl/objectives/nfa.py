@@ -132,5 +132,7 @@ class Nfa(Hubert):
             "factors": self.config.factors,
             "variance_floor": self.config.variance_floor,
             "layer": self.layer,
+            "update": self.config.factor_update,
+            "decay": self.config.factor_decay,
         }
         return {"class_path": "speechssl.heads.factors.FactorHeadConfig", "init_args": sizes}

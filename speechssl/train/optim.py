@@ -27,8 +27,10 @@ def parameter_groups(config: TrainConfig, model: nn.Module) -> list[dict]:
         )
         group["params"].append(parameter)
         group["names"].append(name)
-    if not groups:
+    if not groups and not getattr(model, "learns_in_buffers", False):
         raise ValueError("model: found no trainable parameter, want at least one")
+    if not groups:
+        groups[0.0, 1.0] = {"params": [], "names": [], "weight_decay": 0.0, "rate_scale": 1.0}
     return list(groups.values())
 
 

@@ -174,7 +174,8 @@ class Trainer:
             loss = self.objective(batch.to(self.device))
         if batch.filler:
             # Ranks must make equal numbers of passes; this one weighs nothing.
-            (torch.nan_to_num(loss.total) * 0.0).backward()
+            if loss.total.requires_grad:
+                (torch.nan_to_num(loss.total) * 0.0).backward()
             return
         if loss.total.requires_grad:
             loss.total.backward()

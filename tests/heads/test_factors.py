@@ -38,7 +38,7 @@ def test_an_embedding_does_not_depend_on_the_batch() -> None:
 
 
 def test_training_makes_frames_likelier_and_leaves_a_frozen_encoder_alone() -> None:
-    made, whole = head().train(), batch()
+    made, whole = head(update="gradient").train(), batch()
     before = {k: v.clone() for k, v in made.encoder.state_dict().items()}
     optimiser = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], lr=0.03)
     losses = []
@@ -50,6 +50,27 @@ def test_training_makes_frames_likelier_and_leaves_a_frozen_encoder_alone() -> N
         losses.append((loss.total / loss.count).item())
     assert losses[-1] < losses[0] - 0.1
     assert all(torch.equal(v, before[k]) for k, v in made.encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_em_makes_frames_likelier_with_units_and_without(labelled: bool) -> None:
+    made, whole = head(decay=0.5).train(), batch()
+    assert not [p for p in made.parameters() if p.requires_grad]
+    if labelled:
+        frames = -(-whole.wave.shape[1] // made.encoder.hop_samples)
+        whole.targets["units"] = torch.arange(frames).expand(3, -1) // 4 % 5
+        whole.targets["units"][0, :3] = -100
+    losses = []
+    for step in range(1, 11):
+        loss = made(whole)
+        assert not loss.total.requires_grad
+        made.after_update(step)
+        losses.append((loss.total / loss.count).item())
+    assert losses[-1] < losses[0] - 0.1
+    if labelled:
+        whole.targets["units"][1, 2] = 7
+        with pytest.raises(ValueError, match=r"units: found label 7 .* want less than 5"):
+            made(whole)
 
 
 def test_its_configuration_survives_a_round_trip() -> None:

@@ -93,7 +93,13 @@ def test_each_model_gets_what_it_stands_on(notes: Path) -> None:
                                     for c in calls) == 3  # fmt: skip
     assert scored == ["seed4/segments_hubert", "seed4/segments_sylber1", "seed4/segments_sylber2",
                       "segments_energy", "segments_rate"]  # fmt: skip
-    assert sum("local/pairs.py" in c for c in calls) == 3
+    assert sum("local/pairs.py" in c for c in calls) == 5
+    fitted = [c for c in calls if c.startswith("speechssl finetune")]
+    assert [c.split("--init ")[1].split()[0] for c in fitted] == [
+        "exp/seed4/hubert",
+        "exp/seed4/nfa",
+    ]
+    assert all("--data.labels.units ../ssl/exp/km_mfcc/labels" in c for c in fitted)
     assert calls[-1] == "python local/table.py --exp exp"
 
 

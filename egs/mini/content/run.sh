@@ -2,8 +2,8 @@
 # What is said, who says it, and where syllables end: ContentVec, NFA and Sylber beside HuBERT.
 #
 # Pretrains HuBERT, ContentVec (with as much computing) and NFA on the synthetic corpus of ../ssl;
-# probes every layer for phones and speakers; compares NFA's embeddings with means of HuBERT's
-# frames on pairs of unheard speakers; and trains Sylber from HuBERT, first on segments between dips
+# probes every layer for phones and speakers; compares NFA's embeddings, and those of factor models
+# fitted to the frozen encoders, with means of frames on pairs of unheard speakers; and trains Sylber from HuBERT, first on segments between dips
 # of the energy, then on its own, and scores its boundaries of syllables beside cuts at a fixed rate
 # and at those dips. One table, mean and deviation over seeds.
 #
@@ -21,6 +21,7 @@ stage=1           # first stage
 stop_stage=10     # last stage
 seeds=1           # seeds of pretraining, separated by blanks
 steps=1000        # updates of HuBERT, ContentVec and NFA
+factor_steps=150  # updates of the factor models of frozen encoders
 sylber_steps=400  # updates of each of Sylber's two stages
 merges="0.6 0.7 0.8 0.9"  # least cosines of frames with their segment's mean; validation cuts choose
 data=../ssl/data  # where the manifests are
@@ -98,6 +99,12 @@ for seed in $seeds; do
     run "$dir/factors/decode" speechssl decode --model "$dir/nfa" --cuts "$heard_cuts" \
       --method greedy --output "$dir/factors"
     for name in hubert nfa; do
+      run "$dir/fit_$name/train" speechssl finetune --config conf/factors.yaml --init "$dir/$name" \
+        --data.train "[$train_cuts]" --data.valid "[$valid_cuts]" \
+        --data.labels.units "$clusters/labels" --data.seed "$seed" --train.seed "$seed" \
+        --train.steps "$factor_steps" --output "$dir/fit_$name"
+      run "$dir/factors_$name/decode" speechssl decode --model "$dir/fit_$name" --cuts "$heard_cuts" \
+        --method greedy --output "$dir/factors_$name"
       run "$dir/mean_$name" speechssl extract --model "$dir/$name" --cuts "[$heard_cuts]" \
         --layers "[2]" --pool mean --output "$dir/mean_$name"
     done
@@ -118,7 +125,7 @@ for seed in $seeds; do
     done
   }
   stage 10 "score pairs of utterances, seed $seed" && {
-    for name in factors mean_hubert mean_nfa; do
+    for name in factors factors_hubert factors_nfa mean_hubert mean_nfa; do
       run "$dir/$name/pairs" python local/pairs.py --embeddings "$dir/$name" \
         --cuts "$heard_cuts" --output "$dir/$name/pairs.json"
     done

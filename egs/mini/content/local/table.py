@@ -62,7 +62,7 @@ def main() -> None:
         "probe": {name: probes(seeds, name) for name in ("hubert", "contentvec", "nfa")},
         "embedding": {
             name: values([s / name / "pairs.json" for s in seeds], pairs)
-            for name in ("mean_hubert", "mean_nfa", "factors")
+            for name in ("mean_hubert", "mean_nfa", "factors", "factors_hubert", "factors_nfa")
         },
         "syllables": {
             **{
