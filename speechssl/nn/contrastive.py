@@ -1,4 +1,4 @@
-"""Contrast between a frame and others of its utterance (InfoNCE).
+"""Contrast between a frame and others of its utterance (InfoNCE), and between utterances (NT-Xent).
 
 Source: van den Oord et al. 2018; Baevski et al. 2020 (wav2vec 2.0), section 3.2.
 Differs: one matrix of cosines per utterance, from which those of the negatives are gathered; the
@@ -8,6 +8,9 @@ Shape legend: B utterances, M packed frames, N negatives per frame, F width, G g
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,3 +63,25 @@ def info_nce(
         loss = (logits.logsumexp(-1) - logits[:, 0]).sum()
         hits = (logits[:, :1] > logits[:, 1:]).all(-1).sum()
     return loss, hits
+
+
+def nt_xent(views: Sequence[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
+    """Sum over utterances and pairs of views of the loss that asks of each view of an utterance
+    which of the others' vectors is its own utterance's; and how often that is the nearest.
+
+    views: (B, F) each. Of a pair of views, each of the 2 B vectors is compared with the 2 B - 1
+    others, by cosine; the mean over the two directions counts. ln(2 B - 1) tells nothing; a single
+    utterance costs nothing.
+    Source: Chen et al. 2020 (SimCLR), section 2.1.
+    """
+    with torch.autocast(views[0].device.type, enabled=False):
+        rays = [F.normalize(view.float(), dim=-1) for view in views]
+        total, hits = rays[0].new_zeros(()), rays[0].new_zeros(())
+        count = len(rays[0])
+        own = torch.arange(2 * count, device=total.device).roll(count)
+        for one, other in itertools.combinations(rays, 2):
+            both = torch.cat([one, other])
+            logits = (both @ both.T / temperature).fill_diagonal_(float("-inf"))
+            total = total + F.cross_entropy(logits, own, reduction="sum") / 2
+            hits = hits + (logits.detach().argmax(1) == own).sum() / 2
+    return total, hits
