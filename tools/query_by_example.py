@@ -6,6 +6,9 @@ python tools/query_by_example.py --model FOLDER --layer 6 --queries cuts_valid.j
 A recording holds a query if both have one value of --field. Writes OUTPUT/scores.npy (queries by
 recordings) and OUTPUT/results.json: mean average precision, and the maximum term-weighted value of
 QUESST 2014. Choose the layer on other recordings than you report.
+
+With --stdlist true the scores go to OUTPUT/benchmark.stdlist.xml instead, each query's mean and
+deviation removed, for the scorer of QUESST 2014, which alone knows what holds what.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from speechssl.data.fields import field_values
+from speechssl.data.fields import cut_rows, field_values
 from speechssl.score.query import match, normalised, query_results
 
 
@@ -29,20 +32,28 @@ def main() -> None:
     parser.add_argument("--queries", nargs="+", required=True)
     parser.add_argument("--recordings", nargs="+", required=True)
     parser.add_argument("--field", default="label")
+    parser.add_argument("--stdlist", choices=("true", "false"), default="false")
     parser.add_argument("--seed", type=int, default=1, help="of random weights")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     encoder = opened(options.model, options.seed)
     layer = encoder.num_layers if options.layer == -1 else options.layer
-    values = [field_values(cuts, options.field) for cuts in (options.queries, options.recordings)]
-    found = [features(encoder, layer, cuts) for cuts in (options.queries, options.recordings)]
+    official = options.stdlist == "true"
+    both = (options.queries, options.recordings)
+    values = [dict.fromkeys((row["id"] for row in cut_rows(cuts)), "") if official else
+              field_values(cuts, options.field) for cuts in both]  # fmt: skip
+    found = [features(encoder, layer, cuts) for cuts in both]
     ids = [[i for i in side if i in x] for side, x in zip(values, found, strict=True)]
-    both = [found[side][i] for side in (0, 1) for i in ids[side]]
-    even = normalised(both)
+    even = normalised([found[side][i] for side in (0, 1) for i in ids[side]])
     queries, recordings = even[: len(ids[0])], even[len(ids[0]) :]
     scores = np.array(
         [[match(q, x) for x in recordings] for q in tqdm(queries, unit="query", disable=None)]
     )
+    if official:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_stdlist(options.output / "benchmark.stdlist.xml", scores, *ids)
+        print(f"{options.output}: {len(ids[0])} queries in {len(ids[1])} recordings")
+        return
     relevant = np.array([[values[0][q] == values[1][x] for x in ids[1]] for q in ids[0]])
     results = query_results(scores, relevant) | {
         "decode": {"model": options.model, "layer": layer, "field": options.field,
@@ -57,6 +68,26 @@ def main() -> None:
         f" %)   MTWV {results['mtwv']:.4f}   {results['utterances']} queries in "
         f"{results['recordings']} recordings"
     )
+
+
+def write_stdlist(path: Path, scores: np.ndarray, queries: list[str], names: list[str]) -> None:
+    """NIST's list of detections: every recording for each query; two deviations above is a yes."""
+    import xml.etree.ElementTree as tree
+
+    spread = np.maximum(scores.std(1, keepdims=True), 1e-12)
+    even = (scores - scores.mean(1, keepdims=True)) / spread
+    about = {"termlist_filename": path.name, "indexing_time": "1.00", "language": "english",
+             "index_size": "1", "system_id": "benchmark"}  # fmt: skip
+    root = tree.Element("stdlist", about)
+    for query, row in zip(queries, even.tolist(), strict=True):
+        terms = tree.SubElement(root, "detected_termlist", termid=query, term_search_time="1.0",
+                                oov_term_count="1")  # fmt: skip
+        for name, score in zip(names, row, strict=True):
+            where = {"file": name, "channel": "1", "tbeg": "0.000", "dur": "0.00"}
+            decision = "YES" if score > 2 else "NO"
+            tree.SubElement(terms, "term", where, score=f"{score:.4f}", decision=decision)
+    tree.indent(root)
+    tree.ElementTree(root).write(path, encoding="UTF-8", xml_declaration=True)
 
 
 def opened(model: str, seed: int) -> Any:

@@ -3,9 +3,10 @@
 #
 # Frozen upstreams, SUPERB's heads and updates, the learning rate chosen on validation data. The
 # corpora's folders lie below --corpus-dir under the names that tasks/*.yaml state (LibriSpeech,
-# SpeechCommands1, VoxCeleb1, fluent_speech_commands_dataset, IEMOCAP_full_release); one that is not
-# there is named with where to obtain it, and the other tasks run. What differs from SUPERB stands at
-# the top of each task's file.
+# SpeechCommands1, VoxCeleb1, fluent_speech_commands_dataset, IEMOCAP_full_release, SNIPS, Libri2Mix_sd,
+# Libri2Mix, VoiceBank-DEMAND); one that is not there is named with where to obtain it, and the other
+# tasks run. What differs from SUPERB stands at the top of each task's file. Query by example needs no
+# training, and is a recipe of its own: query/run.sh.
 #
 #   ./run.sh --corpus-dir /data --upstreams "logmel /models/hubert-base-ls960 /models/wavlm-base-plus"
 #   ./run.sh --corpus-dir /data --upstreams exp/hubert --tasks "keyword speaker_id" --steps 10000

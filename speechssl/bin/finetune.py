@@ -122,6 +122,7 @@ def train(config: FinetuneConfig, export_to: str | None) -> Any:
 
     from speechssl import dist
     from speechssl.bin import voice_setup
+    from speechssl.bin.activity_labels import with_activity
     from speechssl.bin.cached_features import check_head, fill
     from speechssl.bin.utterance_labels import with_targets
     from speechssl.data.loader import open_source
@@ -137,6 +138,7 @@ def train(config: FinetuneConfig, export_to: str | None) -> Any:
     data, head_config, tokenizer = with_tokenizer(config)
     data, head_config = with_classes(config.output, data, head_config)
     data, head_config = with_targets(config.output, data, head_config)
+    data = with_activity(config.output, data, head_config)
     head_config = voice_setup.complete(head_config, encoder, data)
     head = head_config.build(encoder)
     sizes = _sizes(head)

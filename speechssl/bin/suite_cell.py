@@ -59,7 +59,7 @@ def arguments(
     words = ["--config", output + ".yaml", *upstream.arguments, *options.overrides.split()]
     words += ["--data.train", f"[{fold.train}]", "--data.valid", f"[{fold.valid}]"]
     words += ["--data.seed", str(seed), "--train.seed", str(seed), "--output", output]
-    if options.cache:
+    if options.cache and task.cache:
         words += ["--cache", str(Path(options.output) / "features" / upstream.name)]
         words += ["--cache_dtype", options.cache_dtype]
     if options.steps:
@@ -119,7 +119,11 @@ def run_cell(
 
 
 def _stamp(upstream: Upstream, task: TaskConfig, folds: list[Fold], seed: int, options: Any) -> str:
-    values = [upstream.stamp, upstream.name, to_dict(task), [f.number for f in folds], seed]
+    own = to_dict(task)
+    for name, usual in (("decode", {}), ("score", []), ("cache", True)):
+        if own[name] == usual:  # a cell of before there were such options goes on
+            del own[name]
+    values = [upstream.stamp, upstream.name, own, [f.number for f in folds], seed]
     values += [options.steps, options.rates, options.overrides, options.cache, options.cache_dtype]
     return hashlib.blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()
 
@@ -139,7 +143,9 @@ def _run_fold(
         return 0
     own.mkdir(parents=True, exist_ok=True)
     run = str(own / "run")
-    Path(run + ".yaml").write_text(yaml.safe_dump(task.finetune, sort_keys=False))
+    data = str(Path(fold.train).parents[1] / "all")
+    text = yaml.safe_dump(task.finetune, sort_keys=False).replace("{data}", data)
+    Path(run + ".yaml").write_text(text)
     if not (own / "run" / "model.json").is_file():
         words = arguments(upstream, task, fold, seed, options, run)
         config = parse(finetune.FinetuneConfig, words, prog="speechssl suite")
@@ -147,8 +153,9 @@ def _run_fold(
         if status:
             return status
     if not (tested / "decode.json").is_file():
-        decode.run(decode.DecodeOptions(model=run, cuts=fold.test, output=str(tested)))
-    words = ["--decode", str(tested)]
+        given = decode.DecodeOptions(model=run, cuts=fold.test, output=str(tested), **task.decode)
+        decode.run(given)
+    words = ["--decode", str(tested), *task.score]
     if fold.trials:
         words += ["--trials", fold.trials]
     if score.main(words):
@@ -177,12 +184,15 @@ def _pooled(folds: list[Fold], folder: Path) -> dict[str, Any]:
 
 
 def _figures(task: TaskConfig, results: dict[str, Any]) -> dict[str, Any]:
-    value = results.get(task.metric)
+    value: Any = results
+    for name in task.metric.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
     if not isinstance(value, int | float) or not math.isfinite(value):
         known = [k for k, v in results.items() if isinstance(v, int | float)]
         raise ValueError(f"metric: found {task.metric} {value}, want one of {', '.join(known)}")
     found = {"score": value, "ci95": results.get(f"{task.metric}_ci95")}
-    scored = results.get("utterances") or results.get("targets", 0) + results.get("nontargets", 0)
+    scored = results.get("utterances") or results.get("recordings")
+    scored = scored or results.get("targets", 0) + results.get("nontargets", 0)
     return found | {"scored": scored}
 
 

@@ -69,7 +69,8 @@ class TaskConfig:
     """Its options; {corpora} in a value stands for --corpora."""
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     metric: str = "accuracy"
-    """Figure of results.json that counts: uar, accuracy, macro_f1, wer, cer, eer, ..."""
+    """Figure of results.json that counts: uar, accuracy, macro_f1, wer, cer, eer, ...; dots lead
+    into nested ones: slots.slot_type_f1."""
     best: Literal["highest", "lowest"] = "highest"
     """Which end of the figure is good."""
     chance: float | None = None
@@ -77,7 +78,14 @@ class TaskConfig:
     rates: list[float] = dataclasses.field(default_factory=list)
     """Learning rates to choose from on validation data; empty: the one of `finetune`."""
     finetune: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Options of `speechssl finetune`: head, data, train, tokenizer."""
+    """Options of `speechssl finetune`: head, data, train, tokenizer; {data} in a value stands for
+    the folder of the prepared corpus."""
+    decode: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of `speechssl decode`, such as the median of diarization."""
+    score: list[str] = dataclasses.field(default_factory=list)
+    """Further options of `speechssl score`: [--tags, "true"]."""
+    cache: bool = True
+    """Whether features may be kept; false where training changes the wave, as mixing does."""
 
 
 def read_tasks(folder: str | Path, only: list[str]) -> dict[str, TaskConfig]:
@@ -99,7 +107,7 @@ def read_tasks(folder: str | Path, only: list[str]) -> dict[str, TaskConfig]:
         try:
             values = dict(yaml.safe_load(files[name].read_text()))
             # Kept as they are: the programs that they are for read them.
-            free = {k: dict(values.pop(k, {})) for k in ("finetune", "options")}
+            free = {k: dict(values.pop(k, {})) for k in ("finetune", "options", "decode")}
             found[name] = dataclasses.replace(from_dict(TaskConfig, values), **free)
         except (ValueError, TypeError, yaml.YAMLError) as error:
             raise ValueError(f"{files[name]}: {error}") from None
@@ -129,7 +137,8 @@ def make_cuts(task: TaskConfig, corpora: str, folder: Path) -> list[Fold]:
     from speechssl.bin import prepare
 
     given = {"corpora": str(Path(corpora).resolve()), "task": to_dict(task)}
-    del given["task"]["finetune"], given["task"]["rates"]
+    for other in ("finetune", "rates", "decode", "score", "cache"):
+        del given["task"][other]
     stamp = hashlib.blake2b(json.dumps(given, sort_keys=True).encode(), digest_size=8).hexdigest()
     mark = folder / "made.json"
     if mark.is_file():

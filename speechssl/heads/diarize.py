@@ -97,8 +97,8 @@ class DiarizeHead(FramesHead):
         if "activity" not in batch.targets:
             raise ValueError(
                 f"activity: found targets {sorted(batch.targets)}, want 'activity': a label store "
-                "of frames in which bit s says that speaker s is active; tools/make_dialogues.py "
-                "makes one, data.labels.activity names it"
+                "of frames in which bit s says that speaker s is active; `speechssl finetune` "
+                "makes one of the supervisions' times, or data.labels.activity names it"
             )
         bits = batch.targets["activity"][:, :frames].clamp(min=0)
         if not bits.is_cuda and int(bits.max()) >= 2**self.config.speakers:

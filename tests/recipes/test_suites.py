@@ -14,7 +14,9 @@ import yaml
 from test_librispeech import write_corpus as write_librispeech
 
 from speechssl.bin.cached_features import check_head
+from speechssl.bin.decode import DecodeOptions
 from speechssl.bin.finetune import FinetuneConfig
+from speechssl.bin.score import ScoreOptions
 from speechssl.bin.suite_task import make_cuts, missing_folders, read_tasks
 from speechssl.config import parse
 from speechssl.data.fields import cut_rows, field_of
@@ -25,6 +27,13 @@ from test_superb_corpora import (
     make_iemocap,
     make_speech_commands,
     make_voxceleb1,
+)
+from test_superb_further import (
+    LEXICON,
+    make_diarization,
+    make_librimix,
+    make_snips,
+    make_voicebank,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -42,16 +51,19 @@ def test_every_upstream_serves_every_task(
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(task.finetune))
     words = ["--config", str(tmp_path / "task.yaml"), "--output", "exp/x",
              "--config", str(ROOT / f"egs/realmini/upstream/{upstream}.yaml")]  # fmt: skip
-    recogniser = task.metric == "wer"
-    words += ["--head.vocab_size", "30"] if recogniser else ["--head.classes", "[a,b]"]
-    words += [] if recogniser else ["--head.class_counts", "[1,1]"]
+    kind = task.finetune["head"]["class_path"].rsplit(".", 1)[-1]
+    words += ["--head.vocab_size", "90"] if kind == "CtcConfig" else []
+    if kind in ("ClassifyConfig", "SpeakerConfig"):
+        words += ["--head.classes", "[a,b]", "--head.class_counts", "[1,1]"]
     config = parse(FinetuneConfig, words)
-    assert not config.data.speeds and config.data.mixing is None
-    assert config.train.best_metric in ("accuracy", "balanced_accuracy", "cer")
-    assert (config.train.best_is == "lowest") == (config.train.best_metric == "cer")
+    assert not config.data.speeds and (config.data.mixing is None) == task.cache
+    assert (config.train.best_is == "lowest") == (config.train.best_metric in ("cer", "der"))
     with torch.device("meta"):
         head = config.head.build(config.encoder.build())
-    assert len(check_head(head)) == head.encoder.num_layers + 1
+    if task.cache:
+        assert len(check_head(head)) == head.encoder.num_layers + 1
+    DecodeOptions(model="m", cuts="c", output="o", **task.decode)
+    parse(ScoreOptions, ["--decode", "d", *task.score])
     assert any(p.requires_grad for p in head.parameters())
 
 
@@ -130,3 +142,27 @@ def test_the_suite_on_small_real_corpora_runs(corpora_dir: Path, tmp_path: Path)
                 "--seeds", "1 2", "--exp", str(tmp_path))  # fmt: skip
     found = json.loads((tmp_path / "suite.json").read_text())
     assert len(found["cells"]) == 8 and not found["failed"] and "| random |" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_superbs_further_tasks_run_on_miniatures(tmp_path: Path) -> None:
+    write_librispeech(tmp_path)
+    (tmp_path / "LibriSpeech/librispeech-lexicon.txt").write_text(LEXICON)
+    make_snips(tmp_path / "SNIPS")
+    make_diarization(tmp_path / "Libri2Mix_sd", tmp_path)
+    make_librimix(tmp_path / "Libri2Mix")
+    make_voicebank(tmp_path / "VoiceBank-DEMAND")
+    quick = "--data.num_workers 0 --train.tensorboard false --head.hidden_dim 8"
+    run("superb", "--corpus-dir", str(tmp_path), "--steps", "2", "--rates", "1e-3",
+        "--overrides", quick, "--exp", str(tmp_path / "exp"),
+        "--tasks", "phone slots diarization separation enhancement")  # fmt: skip
+    found = json.loads((tmp_path / "exp/suite.json").read_text())
+    assert not found["failed"] and not found["missing"]
+    scored = {c["task"]: c["scored"] for c in found["cells"]}
+    assert scored == {"phone": 5, "slots": 3, "diarization": 3, "separation": 2, "enhancement": 2}
+    table = (tmp_path / "exp/table.md").read_text()
+    assert "DER %" in table and "slot type F1 %" in table
+    tests = tmp_path / "exp/runs/logmel"
+    results = json.loads((tests / "diarization/seed1/fold1/test/results.json").read_text())
+    assert results["decode"]["median"] == 11
