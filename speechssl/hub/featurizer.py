@@ -26,7 +26,8 @@ class Featurizer(nn.Module):
 
     source: what `speechssl.load` opens; or a `Model` or an encoder, which is shared, not copied.
     layers: as in `Model.extract`; None for all.
-    normalise: N brings each frame of each layer to mean 0 and variance 1 over D. Without it (as in
+    normalise: N brings each frame of each layer to mean 0 and variance 1 over D (of several models
+        side by side, over the channels of each). Without it (as in
         SUPERB) N is the identity: layers of large values, as in pre-norm models, outweigh the
         others, and the weights do not tell how much a layer matters.
     trainable: the encoder learns too, with its own dropout and layerdrop in training mode. Else
@@ -101,10 +102,15 @@ class Featurizer(nn.Module):
         parts = []
         for layer, share in zip(self.layers, shares, strict=True):
             state = output.aligned(layer)
-            parts.append(share * (F.layer_norm(state, (self.dim,)) if self.normalise else state))
+            parts.append(share * (self._normalised(state) if self.normalise else state))
         features = torch.stack(parts).sum(0)
         padding = padding_mask(output.lengths, features.shape[1])
         return features.masked_fill(padding[..., None], 0), output.lengths
+
+    def _normalised(self, state: Tensor) -> Tensor:
+        blocks = state.split(self.encoder.part_dims, -1)
+        normed = [F.layer_norm(block, block.shape[-1:]) for block in blocks]
+        return normed[0] if len(normed) == 1 else torch.cat(normed, -1)
 
     def extra_repr(self) -> str:
         return f"layers={self.layers}, normalise={self.normalise}, trainable={self.trainable}"

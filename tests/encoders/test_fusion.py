@@ -18,6 +18,7 @@ from speechssl.encoders.transformer import TransformerConfig
 from speechssl.heads.asr_ctc import CtcConfig
 from speechssl.heads.classify import ClassifyConfig
 from speechssl.heads.interfaces import LayerSum, build_interface
+from speechssl.hub.featurizer import Featurizer
 from speechssl.nn.adapters import AdapterConfig
 
 SMALL = {"front_dim": 16, "dim": 16, "ffn_dim": 24, "heads": 2, "pos_conv_kernel": 8,
@@ -187,6 +188,18 @@ def test_each_part_has_a_sum_of_layers_of_its_own_and_is_normalised_by_itself() 
         assert sum(found.shares()) == pytest.approx(1)
         joined[valid].square().sum().backward()
         assert found.weights.grad is not None and bool((found.weights.grad != 0).any(0)[0])
+
+
+def test_a_featurizer_normalises_each_part_by_itself() -> None:
+    encoder = build([WAVE, MEL])
+    found, lengths = Featurizer(encoder)(waves(), LENGTHS)
+    plain = build_interface(
+        "sum", encoder.num_layers + 1, encoder.dim, normalise=True, parts=encoder.part_dims
+    )
+    with torch.no_grad():
+        out = encoder(waves(), LENGTHS)
+    assert torch.equal(lengths, out.lengths)
+    assert torch.allclose(found, plain(out), atol=1e-6)
 
 
 HEADS = {
