@@ -14,6 +14,7 @@ from speechssl.report.sections import section, table
 NAMES = {
     "uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1", "wer": "WER", "cer": "CER",
     "eer": "EER", "der": "DER", "slots.slot_type_f1": "slot type F1",
+    "exact_match": "all slots right",
 }  # fmt: skip
 """Figures that are shares, and are shown as percentages."""
 

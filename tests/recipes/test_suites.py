@@ -55,6 +55,8 @@ def test_every_upstream_serves_every_task(
     words += ["--head.vocab_size", "90"] if kind == "CtcConfig" else []
     if kind in ("ClassifyConfig", "SpeakerConfig"):
         words += ["--head.classes", "[a,b]", "--head.class_counts", "[1,1]"]
+    if kind == "SlotsConfig":
+        words += ["--head.values", "[[a,b],[a,b],[a,b]]"]
     config = parse(FinetuneConfig, words)
     assert not config.data.speeds and (config.data.mixing is None) == task.cache
     assert (config.train.best_is == "lowest") == (config.train.best_metric in ("cer", "der"))
