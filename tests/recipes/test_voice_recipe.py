@@ -99,7 +99,7 @@ def test_each_upstream_is_pretrained_tuned_converted_and_scored(copy: Copy) -> N
         "logmel": "--config ../../realmini/upstream/logmel.yaml",
         "random": "--config ../ssl/conf/scratch.yaml",
         "hubert": "--init ../ssl/exp/seed1/hubert_it2 --data",
-        "hubert_units": "--init ../ssl/exp/seed1/hubert_it2 "
+        "hubert_units": "--init ../ssl/exp/seed1/hubert_it2 --head.layer 3 "
         "--head.clusters exp/seed1/hubert_units/clusters",
         "wavlm": "--init exp/seed1/wavlm/encoder",
         "contentvec": "--init exp/seed1/contentvec/encoder",

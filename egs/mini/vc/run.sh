@@ -21,8 +21,8 @@ stage=1         # first stage
 stop_stage=10   # last stage
 upstreams="logmel random hubert hubert_units wavlm contentvec"  # whose frames are converted
 seeds=1         # seeds of pretraining and of the heads, separated by blanks
-sentences=110   # sentences that each speaker says
-speakers=14     # synthetic speakers, all splits and both languages together
+sentences=260   # sentences that each speaker says
+speakers=7      # synthetic speakers, women and men in turn, all splits together
 target=0        # whose voice is learnt: name, or number among the speakers of the language
 test_sentences=10   # sentences that are converted, of each source
 vocoder=spectral    # spectral (trained here), griffin_lim, or a trained vocoder's folder
@@ -31,7 +31,7 @@ vocoder_steps=800   # updates of the vocoder
 refine=16       # iterations of Griffin-Lim from a trained vocoder's phases; 0: as they are
 verifier_steps=500  # updates of the verifier
 head=convnext   # network from frames to log-mel: convnext or taco2ar
-steps=400       # updates of each head
+steps=1000      # updates of each head
 ssl=../ssl/exp  # results of ../ssl: HuBERT, clusters, recogniser
 ssl_data=../ssl/data  # its corpus
 exp=exp         # where results go
@@ -56,9 +56,8 @@ done
 language=en-us
 
 stage 1 "parallel corpus" && {
-  # Both languages, for women and men take turns in each; the other one is not read.
   run "$data/synth" speechssl synth --output "$data/synth" --parallel true \
-    --utterances $((sentences * speakers)) --speakers "$speakers" --languages "$language,es" \
+    --utterances $((sentences * speakers)) --speakers "$speakers" --languages "$language" \
     --valid_share 0.01 --test_share 0.01 --emotion_share 0 --snr_db 25,45 --reverb false --seed 3
   run "$data/divide" python local/divide.py --cuts "$data/synth/cuts_train.jsonl.gz" \
     --language "$language" --target "$target" --test "$test_sentences" --output "$data"
@@ -142,7 +141,8 @@ finetune() { # upstream
     random) start=(--config ../ssl/conf/scratch.yaml) ;;
     hubert) start=(--init "$ssl/seed$seed/hubert_it2") ;;
     hubert_units)
-      start=(--init "$ssl/seed$seed/hubert_it2" --head.clusters "$dir/hubert_units/clusters") ;;
+      start=(--init "$ssl/seed$seed/hubert_it2" --head.layer 3
+        --head.clusters "$dir/hubert_units/clusters") ;;
     *) start=(--init "$dir/$1/encoder") ;;
   esac
   run "$dir/$1/train" train speechssl.bin.finetune --config "conf/$head.yaml" "${start[@]}" \

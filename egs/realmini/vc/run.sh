@@ -77,17 +77,17 @@ stage 1 "manifests, and what is converted" && {
 }
 
 synthesiser=$vocoder
-[[ $vocoder == spectral ]] && synthesiser=$exp/vocoder
+[[ $vocoder == spectral ]] && synthesiser=$exp/$corpus/vocoder
 stage 7 "vocoder and verifier" && {
   if [[ $vocoder == spectral ]]; then
     # The vocoder hears neither the sources nor the references of the test.
-    run "$exp/vocoder/cuts" python local/without.py --cuts "$data/vocoder/cuts_train.jsonl.gz" \
+    run "$exp/$corpus/vocoder/cuts" python local/without.py --cuts "$data/vocoder/cuts_train.jsonl.gz" \
       --without "$own/cuts_target_test.jsonl.gz" "$own/cuts_source_test.jsonl.gz" \
-      --output "$exp/vocoder/cuts_train.jsonl.gz"
-    run "$exp/vocoder/train" train speechssl.bin.vocoder --config $mini/conf/vocoder.yaml \
-      --data.train "[$exp/vocoder/cuts_train.jsonl.gz]" \
+      --output "$exp/$corpus/vocoder/cuts_train.jsonl.gz"
+    run "$exp/$corpus/vocoder/train" train speechssl.bin.vocoder --config $mini/conf/vocoder.yaml \
+      --data.train "[$exp/$corpus/vocoder/cuts_train.jsonl.gz]" \
       --data.valid "[$own/cuts_target_valid.jsonl.gz]" --train.steps "$vocoder_steps" \
-      --output "$exp/vocoder" ${more[@]+"${more[@]}"}
+      --output "$exp/$corpus/vocoder" ${more[@]+"${more[@]}"}
   fi
   run "$exp/verifier/train" train speechssl.bin.finetune --config $mini/conf/verifier.yaml \
     --config ../upstream/logmel.yaml --data.train "[$data/verifier/cuts_known.jsonl.gz]" \
