@@ -7,7 +7,7 @@
 # of the energy, then on its own, and scores its boundaries of syllables beside cuts at a fixed rate
 # and at those dips. One table, mean and deviation over seeds.
 #
-#   ./run.sh                                     # by estimate two hours on two cores
+#   ./run.sh                                     # 45 minutes of one core for each seed
 #   ./run.sh --seeds "1 2 3"
 #   ./run.sh --steps 200 --sylber-steps 100      # less
 #
