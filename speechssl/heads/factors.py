@@ -87,7 +87,7 @@ class FactorHead(FramesHead):
             units = torch.zeros_like(chosen, dtype=torch.int64)
             units[chosen] = self.factors.align(x[chosen].detach())
         found = self.factors.posterior(x, units, chosen)
-        if self.config.update == "em":
+        if self.config.update == "em" and not batch.filler:
             self.statistics.collect(x, units, chosen, found)
         total = (-found.log_likelihood / x.shape[-1]).sum()
         number = chosen.sum()

@@ -104,7 +104,7 @@ class Nfa(Hubert):
         chosen = (units != IGNORE) & ~padding_mask(out.lengths, units.shape[1]) & ~scored
         x = F.layer_norm(x, x.shape[-1:])
         found = self.factors.posterior(x, units, chosen)
-        if self.config.factor_update == "em":
+        if self.config.factor_update == "em" and not batch.filler:
             self.statistics.collect(x, units, chosen, found)
         nats_B = -found.log_likelihood / x.shape[-1]
         gain_B = -nats_B
