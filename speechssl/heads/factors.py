@@ -1,10 +1,11 @@
-"""Utterance embeddings by factor analysis: the posterior mean of what moves all units' frames.
+"""Utterance embeddings by factor analysis: what moves all units' frames, by its posterior mean.
 
 Pretraining with `speechssl.objectives.nfa` leaves this head with its encoder: `speechssl decode`
 writes embeddings, `speechssl score --trials` compares them. It needs no labels: frames are aligned
 with the class under whose Gaussian they are likeliest. `speechssl finetune` fits it anew, or goes
 on with it, on a frozen encoder of any origin: with the units of a label store
-(data.labels.units), or with its own alignments where there is none.
+(data.labels.units), or with its own alignments where there is none. The sums of EM are exported
+with it (twice its size in the file), so that it can be fitted further.
 
 Source: Lin et al. 2023 (NFA); see `speechssl.nn.factor_analysis`.
 

@@ -201,24 +201,24 @@ class VoiceHead(FramesHead):
             said = self._prosody(wave, wave_lengths)
         seeds = batch.seeds.to(wave.device)
 
-        def restored(heard: Tensor) -> Tensor:
+        def restored(heard: Tensor, voice: Tensor | None) -> Tensor:
             x = self.inputs(*self.frames(heard, wave_lengths), lengths, said)
-            found = self.predict(x, lengths, speaker, teacher=target, seeds=seeds)
+            found = self.predict(x, lengths, voice, teacher=target, seeds=seeds)
             return _distance(found, target, lengths)
 
         chosen = torch.zeros_like(seeds, dtype=torch.bool)
         if self.training and self.config.changed_voices > 0:
             chosen = random_uniform(seeds, CHANGED_STREAM) < self.config.changed_voices
-        total = restored(self._changed(wave, wave_lengths, seeds, chosen))
+        total = restored(self._changed(wave, wave_lengths, seeds, chosen), speaker)
         count = lengths.sum()
         logs = {"l1": (total.detach(), count)}
         if self.config.changed_voices > 0 and not self.training:
-            other = restored(self._changed(wave, wave_lengths, seeds, ~chosen))
+            other = restored(self._changed(wave, wave_lengths, seeds, ~chosen), speaker)
             logs["l1_changed"] = (other.detach(), count)
         if speaker is not None and not self.training and len(self.speakers) > 1:
             # As near as `l1`: the network does not heed the speaker.
-            speaker = self.speaker_input(self.speakers[(classes + 1) % len(self.speakers)])
-            logs["l1_other_speaker"] = (restored(wave).detach(), count)
+            other = self.speaker_input(self.speakers[(classes + 1) % len(self.speakers)])
+            logs["l1_other_speaker"] = (restored(wave, other).detach(), count)
         return Loss(total, count, logs)
 
     def _changed(self, wave: Tensor, lengths: Tensor, seeds: Tensor, chosen: Tensor) -> Tensor:
