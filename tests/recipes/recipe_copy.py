@@ -13,32 +13,46 @@ echo "$(basename "$0") $*" >>{log}
 """
 
 
+def lay_out(folder: Path, *recipes: str, note: str = NOTE) -> Path:
+    """Copy folders below egs, and tools; return an environment whose programs run `note`.
+
+    {log} in `note` is folder/calls.
+    """
+    ignore = shutil.ignore_patterns("data", "exp", "*.md")
+    for name in (*(f"egs/{r}" for r in recipes), "tools"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    (folder / "tools/setup.sh").write_text("#!/usr/bin/env bash\n")
+    venv = folder / "venv"
+    (venv / "bin").mkdir(parents=True)
+    for name in ("python", "speechssl"):
+        (venv / "bin" / name).write_text(note.replace("{log}", str(folder / "calls")))
+        (venv / "bin" / name).chmod(0o755)
+    return venv
+
+
+def run_recipe(script: Path, venv: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a recipe with the programs of an environment."""
+    return subprocess.run(
+        ["bash", str(script), *words], capture_output=True, text=True, check=False,
+        env=os.environ | {"SPEECHSSL_VENV": str(venv), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
 class RecipeCopy:
     """`recipes`: folders below egs that the recipe needs, its own among them."""
 
     def __init__(self, folder: Path, *recipes: str) -> None:
         self.folder = folder
-        ignore = shutil.ignore_patterns("data", "exp", "*.md")
-        for name in (*(f"egs/{r}" for r in recipes), "tools"):
-            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-        (folder / "tools/setup.sh").write_text("#!/usr/bin/env bash\n")
-        (folder / "venv/bin").mkdir(parents=True)
-        for name in ("python", "speechssl"):
-            (folder / f"venv/bin/{name}").write_text(NOTE.format(log=folder / "calls"))
-            (folder / f"venv/bin/{name}").chmod(0o755)
+        self.venv = lay_out(folder, *recipes)
 
-    def run(self, recipe: str, *words: str) -> tuple[int, str]:
+    def run(self, recipe: str, *words: str, venv: Path | None = None) -> tuple[int, str]:
         """Exit status, and what was shown."""
-        (self.folder / "calls").write_text("")
-        environment = os.environ | {"SPEECHSSL_VENV": str(self.folder / "venv")}
-        done = subprocess.run(
-            ["bash", str(self.folder / f"egs/{recipe}/run.sh"), *words], capture_output=True,
-            text=True, check=False, env=environment,
-        )  # fmt: skip
+        done = run_recipe(self.folder / f"egs/{recipe}/run.sh", venv or self.venv, *words)
         return done.returncode, done.stdout + done.stderr
 
     def calls(self, recipe: str, *words: str) -> list[str]:
         """The programs that the recipe starts, with their words; it has to end well."""
+        (self.folder / "calls").write_text("")
         code, shown = self.run(recipe, *words)
         assert code == 0, shown
         return (self.folder / "calls").read_text().splitlines()

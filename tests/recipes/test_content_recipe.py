@@ -4,51 +4,28 @@ and once in earnest on a miniature corpus."""
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from recipe_copy import ROOT, lay_out, run_recipe
 
 from speechssl.bin.pretrain import PretrainConfig
 from speechssl.config import parse
 
-ROOT = Path(__file__).parents[2]
 NOTE = """#!/usr/bin/env bash
 echo "$(basename "$0") $*" >>{log}
 [[ $* != *local/best.py* ]] || echo 0.7
 """
 
 
-def copied(folder: Path) -> Path:
-    """The recipes in another place, whose environment is at hand already."""
-    ignore = shutil.ignore_patterns("data", "exp", "*.md")
-    for name in ("egs/mini/ssl", "egs/mini/content", "tools"):
-        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    (folder / "tools/setup.sh").write_text("#!/usr/bin/env bash\n")
-    return folder / "egs/mini/content"
-
-
-def recipe(folder: Path, venv: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"SPEECHSSL_VENV": str(venv), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        ["bash", str(folder / "run.sh"), *words], capture_output=True, text=True, check=False,
-        env=environment,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
     """A recipe whose programs write down how they were called."""
-    folder = copied(tmp_path)
-    programs = tmp_path / "venv/bin"
-    programs.mkdir(parents=True)
-    for name in ("python", "speechssl"):
-        (programs / name).write_text(NOTE.format(log=tmp_path / "calls"))
-        (programs / name).chmod(0o755)
+    lay_out(tmp_path, "mini/ssl", "mini/content", note=NOTE)
+    folder = tmp_path / "egs/mini/content"
     (folder / "exp/speakers").mkdir(parents=True)
     (folder / "exp/speakers/number").write_text("17\n")
     return folder
@@ -57,7 +34,7 @@ def notes(tmp_path: Path) -> Path:
 def noted(folder: Path, *words: str) -> list[str]:
     log = folder.parents[2] / "calls"
     log.write_text("")
-    done = recipe(folder, folder.parents[2] / "venv", *words)
+    done = run_recipe(folder / "run.sh", folder.parents[2] / "venv", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     return log.read_text().splitlines()
 
@@ -66,7 +43,7 @@ def test_the_corpus_is_made_by_the_recipe_that_it_belongs_to(notes: Path) -> Non
     calls = noted(notes, "--stop-stage", "1")
     assert "synth --output data/synth" in calls[0]
     assert "synth --output ../ssl/data/probe" in calls[-1] and "--seed 2" in calls[-1]
-    done = recipe(notes, notes.parents[2] / "venv", "--data", "elsewhere")
+    done = run_recipe(notes / "run.sh", notes.parents[2] / "venv", "--data", "elsewhere")
     assert done.returncode == 2 and "found no elsewhere/cuts_train.jsonl.gz" in done.stderr
 
 
@@ -145,16 +122,14 @@ def test_published_encoders_are_hubert_base(name: str) -> None:
 @pytest.mark.timeout(2400)
 def test_every_stage_runs_on_a_miniature_corpus(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader")
-    folder = copied(tmp_path)
+    lay_out(tmp_path, "mini/ssl", "mini/content")
+    folder = tmp_path / "egs/mini/content"
     venv = Path(sys.prefix)
-    made = subprocess.run(
-        ["bash", str(folder.parent / "ssl/run.sh"), "--stop-stage", "5", "--hours", "0.05",
-         "--speakers", "14"], capture_output=True, text=True, check=False,
-        env=os.environ | {"SPEECHSSL_VENV": str(venv), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    made = run_recipe(folder.parent / "ssl/run.sh", venv, "--stop-stage", "5", "--hours", "0.05",
+                 "--speakers", "14")  # fmt: skip
     assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]
-    done = recipe(
-        folder, venv, "--steps", "2", "--sylber-steps", "2", "--probe-hours", "0.03",
+    done = run_recipe(
+        folder / "run.sh", venv, "--steps", "2", "--sylber-steps", "2", "--probe-hours", "0.03",
         "--probe-speakers", "12", "--overrides", "--data.num_workers 0 --data.batch_seconds 12",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

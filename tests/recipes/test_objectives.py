@@ -4,16 +4,14 @@ once in earnest on a miniature corpus."""
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from recipe_copy import ROOT, lay_out, run_recipe
 
-ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "egs/mini/objectives"
 NOTE = """#!/usr/bin/env bash
 [[ $1 == -c ]] && exec {python} "$@"
@@ -22,33 +20,11 @@ echo "$(basename "$0") $*" >>{log}
 """
 
 
-def copied(folder: Path) -> Path:
-    """The recipes in another place, whose environment is at hand already."""
-    for name in ("egs/mini", "tools"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("data", "exp"))
-    (folder / "tools/setup.sh").write_text("#!/usr/bin/env bash\n")
-    return folder / "egs/mini/objectives"
-
-
-def recipe(folder: Path, venv: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"SPEECHSSL_VENV": str(venv), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        ["bash", str(folder / "run.sh"), *words], capture_output=True, text=True, check=False,
-        env=environment,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
     """A recipe whose programs write down how they were called."""
-    folder = copied(tmp_path)
-    programs = tmp_path / "venv/bin"
-    programs.mkdir(parents=True)
-    for name in ("python", "speechssl"):
-        text = NOTE.format(python=sys.executable, log=tmp_path / "calls")
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    return folder
+    lay_out(tmp_path, "mini", note=NOTE.replace("{python}", sys.executable))
+    return tmp_path / "egs/mini/objectives"
 
 
 def calls(folder: Path) -> list[str]:
@@ -58,7 +34,7 @@ def calls(folder: Path) -> list[str]:
 def noted(folder: Path, *words: str) -> list[str]:
     """The calls that a run of the recipe makes."""
     (folder.parents[2] / "calls").write_text("")
-    done = recipe(folder, folder.parents[2] / "venv", *words)
+    done = run_recipe(folder / "run.sh", folder.parents[2] / "venv", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     return calls(folder)
 
@@ -122,7 +98,7 @@ def test_the_corpus_is_that_of_the_other_recipe(notes: Path) -> None:
     assert "speechssl synth --output data/synth" in found[0]
     assert "speechssl synth --output ../ssl/data/probe" in found[-1] and "--seed 2" in found[-1]
     # Those that the other recipe has made are taken as they are.
-    other = recipe(notes.parent / "ssl", notes.parents[2] / "venv", "--stop-stage", "1")
+    other = run_recipe(notes.parent / "ssl/run.sh", notes.parents[2] / "venv", "--stop-stage", "1")
     assert other.returncode == 0 and calls(notes) == found
     elsewhere = noted(notes, "--stop-stage", "1", "--data", str(notes.parents[2] / "d"))
     assert any("d/synth" in call for call in elsewhere)
@@ -143,7 +119,7 @@ def test_an_objective_that_fails_is_named_and_the_others_go_on(notes: Path) -> N
     words = ("--objectives", "dinosr tera continuous_bert", "--seeds", "1 2", "--stage", "6")
     log = notes.parents[2] / "calls"
     log.with_name("calls.fail").write_text("bin.pretrain .*seed1/(vq_wav2vec|dinosr) ")
-    done = recipe(notes, notes.parents[2] / "venv", *words)
+    done = run_recipe(notes / "run.sh", notes.parents[2] / "venv", *words)
     assert done.returncode == 1
     text = "FAILED, seed/objective: 1/dinosr 1/vq_wav2vec 1/continuous_bert;"
     assert text in done.stderr
@@ -172,7 +148,7 @@ def test_an_objective_that_fails_is_named_and_the_others_go_on(notes: Path) -> N
 def test_unknown_names_stop_the_recipe_at_once(
     notes: Path, words: tuple[str, ...], message: str
 ) -> None:
-    done = recipe(notes, notes.parents[2] / "venv", *words)
+    done = run_recipe(notes / "run.sh", notes.parents[2] / "venv", *words)
     assert done.returncode == 2 and message in done.stderr
     assert not (notes.parents[2] / "calls").exists()
 
@@ -232,11 +208,13 @@ def test_the_table_says_mean_deviation_and_who_fails(tmp_path: Path) -> None:
 def test_every_stage_runs_on_a_miniature_corpus(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader")
     pytest.importorskip("flashlight.lib.text")
-    folder = copied(tmp_path)
-    done = recipe(
-        folder, Path(sys.prefix), "--objectives", "hubert unispeech discrete_bert", "--steps", "2",
-        "--finetune-steps", "2", "--hours", "0.05", "--speakers", "14", "--probe-hours", "0.03",
-        "--probe-speakers", "12", "--overrides", "--data.num_workers 0 --data.batch_seconds 12",
+    lay_out(tmp_path, "mini")
+    folder = tmp_path / "egs/mini/objectives"
+    done = run_recipe(
+        folder / "run.sh", Path(sys.prefix),
+        "--objectives", "hubert unispeech discrete_bert", "--steps", "2", "--finetune-steps", "2",
+        "--hours", "0.05", "--speakers", "14", "--probe-hours", "0.03", "--probe-speakers", "12",
+        "--overrides", "--data.num_workers 0 --data.batch_seconds 12",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = json.loads((folder / "exp/table.json").read_text())

@@ -5,19 +5,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-NOTE = """#!/usr/bin/env bash
-echo "$(basename "$0") $*" >>{log}
-"""
+from recipe_copy import ROOT, lay_out, run_recipe
 
 
 class Copy:
@@ -25,26 +19,13 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        ignore = shutil.ignore_patterns("data", "exp", "*.md")
-        for name in ("egs/mini/ssl", "egs/mini/topics", "tools"):
-            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-        (folder / "tools/setup.sh").write_text("#!/usr/bin/env bash\n")
-        self.venv = folder / "venv"
-        programs = self.venv / "bin"
-        programs.mkdir(parents=True)
-        for name in ("python", "speechssl"):
-            (programs / name).write_text(NOTE.format(log=folder / "calls"))
-            (programs / name).chmod(0o755)
+        self.venv = lay_out(folder, "mini/ssl", "mini/topics")
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return self.recipe("topics", *words)
 
     def recipe(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"SPEECHSSL_VENV": str(self.venv)}
-        return subprocess.run(
-            ["bash", str(self.folder / f"egs/mini/{name}/run.sh"), *words],
-            capture_output=True, text=True, check=False, env=environment,
-        )  # fmt: skip
+        return run_recipe(self.folder / f"egs/mini/{name}/run.sh", self.venv, *words)
 
     def calls(self, *words: str) -> list[str]:
         (self.folder / "calls").write_text("")

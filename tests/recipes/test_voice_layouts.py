@@ -6,10 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import runpy
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,47 +14,20 @@ from types import ModuleType
 import numpy as np
 import pytest
 import soundfile
+from recipe_copy import ROOT, RecipeCopy
 
 from speechssl.corpora.manifest import AudioHeader, JsonlWriter, cut_row
 from speechssl.data.fields import cut_rows
 
-ROOT = Path(__file__).parents[2]
-NOTE = """#!/usr/bin/env bash
-echo "$(basename "$0") $*" >>{log}
-"""
 RECIPES = ("vcc2020", "vctk", "realmini")
 RATE = 16000
 
 
-class Copy:
-    """The recipes in another place, with an environment whose programs write down their calls."""
+class Copy(RecipeCopy):
+    """With files beside the recipes."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        ignore = shutil.ignore_patterns("data", "exp", "*.md")
-        for name in ("egs/mini/vc", "egs/realmini", "egs/vcc2020", "egs/vctk", "tools"):
-            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-        (folder / "tools/setup.sh").write_text("#!/usr/bin/env bash\n")
-        (folder / "venv/bin").mkdir(parents=True)
-        for name in ("python", "speechssl"):
-            (folder / f"venv/bin/{name}").write_text(NOTE.format(log=folder / "calls"))
-            (folder / f"venv/bin/{name}").chmod(0o755)
-
-    def run(self, recipe: str, *words: str, venv: Path | None = None) -> tuple[int, str]:
-        environment = os.environ | {
-            "SPEECHSSL_VENV": str(venv or self.folder / "venv"), "OMP_NUM_THREADS": "1"
-        }  # fmt: skip
-        done = subprocess.run(
-            ["bash", str(self.folder / f"egs/{recipe}/vc/run.sh"), *words], capture_output=True,
-            text=True, check=False, env=environment,
-        )  # fmt: skip
-        return done.returncode, done.stdout[-4000:] + done.stderr[-4000:]
-
-    def calls(self, recipe: str, *words: str) -> list[str]:
-        (self.folder / "calls").write_text("")
-        code, shown = self.run(recipe, *words)
-        assert code == 0, shown
-        return (self.folder / "calls").read_text().splitlines()
+        super().__init__(folder, "mini/vc", "realmini", "vcc2020", "vctk")
 
     def write(self, name: str, text: str = "x\n") -> str:
         path = self.folder / name
@@ -80,7 +50,7 @@ def test_vcc2020_learns_each_target_and_converts_all_sources_to_it(copy: Copy) -
         (copy.folder / name).mkdir()
     words = ["--corpus-dir", str(copy.folder / "corpus"), "--upstream", str(copy.folder / "hubert"),
              "--verifier", str(copy.folder / "verifier")]  # fmt: skip
-    calls = copy.calls("vcc2020", *words, "--targets", "TEF1 TEM1", "--steps", "5")
+    calls = copy.calls("vcc2020/vc", *words, "--targets", "TEF1 TEM1", "--steps", "5")
     assert "prepare vcc2020" in calls[0]
     vocoders = starting(calls, "speechssl.bin.vocoder")
     assert len(vocoders) == 2 and "--critic" not in vocoders[0]
@@ -102,7 +72,7 @@ def test_vctk_tells_the_head_its_speakers_and_the_conversion_its_references(copy
         copy.write(f"egs/vctk/vc/data/references_{name}.txt", "a/1.wav\na/2.wav\n")
     words = ["--vctk", str(copy.folder), "--upstream", str(copy.folder / "hubert"),
              "--unseen", "p225 p226", "--vocoder", "griffin_lim"]  # fmt: skip
-    calls = copy.calls("vctk", *words)
+    calls = copy.calls("vctk/vc", *words)
     assert "--name vctk" in calls[0] and "use_edinburgh_vctk_url: true, mic_id: mic2" in calls[0]
     assert not starting(calls, "speechssl.bin.vocoder")
     verifier, head = starting(calls, "speechssl.bin.finetune")
@@ -111,7 +81,7 @@ def test_vctk_tells_the_head_its_speakers_and_the_conversion_its_references(copy
     assert len(made) == 2
     assert "--target_audio [a/1.wav,a/2.wav] --verifier exp/verifier" in made[0]
     assert "--input data/cuts_to_p225.jsonl.gz" in made[0]
-    older = copy.calls("vctk", *words, "--release", "0.80", "--stop-stage", "1")
+    older = copy.calls("vctk/vc", *words, "--release", "0.80", "--stop-stage", "1")
     assert "--arguments {}" in older[0]
 
 
@@ -120,7 +90,7 @@ def test_realmini_divides_a_parallel_corpus_and_takes_lj_as_a_target_without_one
 ) -> None:
     copy.write("egs/realmini/vc/data/vctk_sample/target.txt", "anna\n")
     words = ["--corpus-dir", str(copy.folder), "--vocoder", "griffin_lim"]
-    calls = copy.calls("realmini", *words, "--match", "[text,emotion]")
+    calls = copy.calls("realmini/vc", *words, "--match", "[text,emotion]")
     (divide,) = starting(calls, "local/divide.py")
     assert "--field sentence --target 0 --test 2 --valid 1" in divide
     (scored,) = starting(calls, "score-conversion")
@@ -128,7 +98,7 @@ def test_realmini_divides_a_parallel_corpus_and_takes_lj_as_a_target_without_one
     own = "egs/realmini/vc/data/ljspeech_sample"
     for name in ("cuts_train", "cuts_test", "sources/cuts_test"):
         copy.write(f"{own}/{name}.jsonl.gz")
-    calls = copy.calls("realmini", *words, "--corpus", "ljspeech_sample")
+    calls = copy.calls("realmini/vc", *words, "--corpus", "ljspeech_sample")
     assert not starting(calls, "local/divide.py")
     assert "--target ljspeech_sample-LJ" in starting(calls, "score-conversion")[0]
 
@@ -148,7 +118,7 @@ def test_realmini_divides_a_parallel_corpus_and_takes_lj_as_a_target_without_one
 def test_what_is_missing_is_named(
     copy: Copy, recipe: str, words: tuple[str, ...], message: str
 ) -> None:
-    code, shown = copy.run(recipe, *words)
+    code, shown = copy.run(f"{recipe}/vc", *words)
     assert code == 2 and message in shown
     assert not (copy.folder / "calls").exists()
 
@@ -329,7 +299,7 @@ def test_every_stage_runs_on_a_miniature_corpus(copy: Copy, recipe: str) -> None
         write_sample(corpus)
         words += ["--corpus-dir", str(corpus), "--vocoder-corpora", "vctk_sample,an4",
                   "--verifier-corpora", "an4", "--verifier-steps", "2"]  # fmt: skip
-    code, shown = copy.run(recipe, *words, venv=Path(sys.prefix))
+    code, shown = copy.run(f"{recipe}/vc", *words, venv=Path(sys.prefix))
     assert code == 0, shown
     exp = copy.folder / f"egs/{recipe}/vc/exp"
     found = [json.loads(p.read_text()) for p in exp.rglob("converted/results.json")]

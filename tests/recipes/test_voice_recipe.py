@@ -15,15 +15,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from recipe_copy import ROOT, lay_out, run_recipe
 
 from speechssl.corpora.manifest import AudioHeader, JsonlWriter, cut_row
 from speechssl.data.fields import cut_rows, field_of
-
-ROOT = Path(__file__).parents[2]
-NOTE = """#!/usr/bin/env bash
-echo "$(basename "$0") $*" >>{log}
-"""
-PARTS = ("egs/mini", "egs/realmini/upstream", "tools")
 
 
 class Copy:
@@ -31,26 +26,15 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in PARTS:
-            ignore = shutil.ignore_patterns("data", "exp", "*.md")
-            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-        (folder / "tools/setup.sh").write_text("#!/usr/bin/env bash\n")
+        self.venv = lay_out(folder, "mini", "realmini/upstream")
         self.recipe = folder / "egs/mini/vc"
-        programs = folder / "venv/bin"
-        programs.mkdir(parents=True)
-        for name in ("python", "speechssl"):
-            (programs / name).write_text(NOTE.format(log=folder / "calls"))
-            (programs / name).chmod(0o755)
         # What the notes do not write.
         for name, text in (("data/target.txt", "anna\n"), ("exp/speakers.number", "9\n")):
             (self.recipe / name).parent.mkdir(parents=True, exist_ok=True)
             (self.recipe / name).write_text(text)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", str(self.recipe / "run.sh"), *words], capture_output=True, text=True,
-            check=False, env=os.environ | {"SPEECHSSL_VENV": str(self.folder / "venv")},
-        )  # fmt: skip
+        return run_recipe(self.recipe / "run.sh", self.venv, *words)
 
     def calls(self, *words: str) -> list[str]:
         (self.folder / "calls").write_text("")

@@ -18,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 stage=1         # first stage
 stop_stage=10   # last stage
-objectives="hubert wavlm ils mr_hubert unispeech_sat unispeech wav2vec2 wav2vec_aug w2v_bert w2v_bert_conformer bestrq bestrq_conformer data2vec data2vec2 data2vec_aqc dinosr tera vq_wav2vec discrete_bert continuous_bert"  # objectives: names of conf/NAME.yaml
+objectives="hubert wavlm ils hubert_20ms mr_hubert unispeech_sat unispeech wav2vec2 wav2vec_aug w2v_bert w2v_bert_conformer bestrq bestrq_conformer data2vec data2vec2 data2vec_aqc dinosr tera vq_wav2vec discrete_bert continuous_bert"  # objectives: names of conf/NAME.yaml
 baselines="random logmel"  # rows beside them: random weights; log-mel frames
 seeds=1         # seeds of pretraining and fine-tuning, separated by blanks
 steps=1000      # updates of pretraining, for each objective

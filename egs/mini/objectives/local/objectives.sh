@@ -35,5 +35,5 @@ pretrain_objective() { # objective, YAML, run that it stands on, seed, output, f
 head_options() { # objective: sets head_of, the options of a recogniser on its encoder
   head_of=()
   # Its frames are at 50 per second already.
-  [[ $1 != mr_hubert ]] || head_of=(--head.upsample 1)
+  [[ $1 != mr_hubert && $1 != hubert_20ms ]] || head_of=(--head.upsample 1)
 }
