@@ -30,7 +30,9 @@ PUBLISHED_ENCODERS = {
     "mr_hubert_base": 96_740_224,
     "mr_hubert_large": 319_641_728,
     "hubertopic_base": 94_371_712,
+    "hubertopic_large": 315_435_136,
     "mr_hubertopic_base": 96_740_224,
+    "mr_hubertopic_large": 319_641_728,
 }
 
 # Configurations that lie over others of their folder.

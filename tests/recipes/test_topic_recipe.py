@@ -88,6 +88,22 @@ def test_hubert_and_each_hubertopic_get_the_same_updates(copy: Copy) -> None:
         assert len({c.split(" --objective.topics")[0] for c in own}) == 1
 
 
+def test_resolutions_and_topics_go_together(copy: Copy) -> None:
+    words = ("--topics", "5", "--bases", "hubert mr_hubert", "--asr", "true", "--probes", "")
+    names = ["hubert_it1", "hubertopic_it1_n5_w0.1", "mr_hubert_it1", "mr_hubertopic_it1_n5_w0.1"]
+    calls = copy.calls("--stage", "6", "--stop-stage", "6", *words)
+    assert [c.split("--output exp/seed1/")[1] for c in calls] == names
+    assert ["--config conf/mr_hubertopic.yaml" in c for c in calls] == [False, False, True, True]
+    copy.touch("ssl/data/cuts_asr_labelled.jsonl.gz")
+    tuned = copy.calls("--stage", "8", "--stop-stage", "8", *words)
+    assert [f"/{n} " in c for c, n in zip(tuned, names, strict=True)] == [True] * 4
+    # Of 50 frames per second letters need no more.
+    assert ["--head.upsample 1 " in c for c in tuned] == [False, False, True, True]
+    for wrong in ("wavlm,", "mr_hubert' with --iterations 2,"):
+        done = copy.run("--bases", wrong.split("'")[0].strip(","), "--iterations", "2")
+        assert done.returncode == 2 and f"{wrong} want hubert" in done.stderr
+
+
 def test_iteration_2_has_topics_of_its_own_units(copy: Copy) -> None:
     words = ("--stage", "7", "--stop-stage", "7", "--topics", "5")
     assert copy.calls(*words) == []

@@ -15,7 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stage=1               # first stage
 stop_stage=10         # last stage
 librispeech=          # the corpus folder, holding train-clean-100 and so on
-recipe=hubert_base    # hubert_base, hubert_large, hubert_xlarge, wavlm_base, wavlm_base_plus, wavlm_large, mr_hubert_base, mr_hubert_large, hubertopic_base or mr_hubertopic_base
+recipe=hubert_base    # hubert_base, hubert_large, hubert_xlarge, wavlm_base, wavlm_base_plus, wavlm_large, mr_hubert_base, mr_hubert_large, hubertopic_base, hubertopic_large, mr_hubertopic_base or mr_hubertopic_large
 train_parts=train-clean-100,train-clean-360,train-other-500  # parts to pretrain on
 valid_parts=dev-clean # parts to validate on
 iterations=2          # HuBERT Base iterations before the recipe's own: 1 or 2
@@ -101,10 +101,10 @@ stage 7 "next iteration: clusters of layer 6, K=500; then of iteration 2's layer
       learn_topics $exp/km_it1_l6
       pretrain $exp/hubertopic_base conf/hubertopic_base.yaml "$labels" "${topic_options[@]}" ;;
     hubert_large | hubert_xlarge | wavlm_base_plus | wavlm_large | mr_hubert_base | mr_hubert_large | \
-      mr_hubertopic_base)
+      hubertopic_large | mr_hubertopic_base | mr_hubertopic_large)
       cluster $exp/hubert_base_it2 9 $exp/km_it2_l9
       topic_options=()
-      [[ $recipe != mr_hubertopic_base ]] || learn_topics $exp/km_it2_l9
+      [[ $recipe != *hubertopic* ]] || learn_topics $exp/km_it2_l9
       pretrain "$exp/$recipe" "conf/$recipe.yaml" $exp/km_it2_l9/labels "${topic_options[@]}" ;;
     *) log "--recipe: found $recipe, see --help"; exit 2 ;;
   esac

@@ -2,15 +2,16 @@
 # Topics of utterances from their pseudo-labels: what they tell, and what they teach an encoder.
 #
 # Fits topic models to the units of a corpus, measures what topics tell of speaker, gender, language,
-# theme and words, pretrains HuBERTopic beside HuBERT with as many updates, and probes both; with --asr
-# true also fine-tunes both for ASR on few transcripts. Corpus and clusters
-# are those of another recipe: of ../ssl (synthetic speech), which is run as far as it is needed, or
-# of any that has run, such as ../../an4/asr (real speech).
+# theme and words, pretrains HuBERTopic beside HuBERT (or MR-HuBERT with topics beside MR-HuBERT) with
+# as many updates, and probes both; with --asr true also fine-tunes both for ASR on few transcripts.
+# Corpus and clusters are those of another recipe: of ../ssl (synthetic speech), which is run as far as
+# it is needed, or of any that has run, such as ../../an4/asr (real speech).
 #
 #   ./run.sh                                  # all of it, on the synthetic corpus of ../ssl
 #   ./run.sh --stop-stage 5                   # topics alone: minutes
 #   ./run.sh --topics "10 20 50" --weights "0.1 0.3 1"          # which topics, which weight
 #   ./run.sh --topics 20 --weights 0.3 --seeds "1 2 3" --asr true
+#   ./run.sh --topics 20 --bases "hubert mr_hubert" --seeds "1 2 3"  # with several resolutions too
 #   ./run.sh --iterations 2                   # also topics of the units of learned features
 #   ./run.sh --stop-stage 5 --data ../../an4/asr/data/speech --train-cuts cuts_train_clean.jsonl.gz \
 #     --clusters ../../an4/asr/exp/km_mfcc --exp exp/real
@@ -23,6 +24,7 @@ stage=1             # first stage
 stop_stage=10       # last stage
 topics="10 20 50"   # numbers of topics, separated by blanks
 weights="0.1"       # weights of the topic's term in pretraining; HuBERT (0) is always there
+bases=hubert        # what the topic's term is added to: hubert, mr_hubert or both
 seeds=1             # seeds of pretraining
 iterations=1        # 2: also topics and pretraining on clusters of the first HuBERT's features
 ngrams=1            # lengths of the unit sequences that are words, such as 1,2
@@ -82,21 +84,23 @@ stage 5 "topics of the units of iteration 1" && {
   for number in $topics; do learn_topics "$clusters/labels" "$number" "$exp/topics$number"; done
 }
 
-pretrain() { # units, topics' labels or nothing, number, weight, folder
-  local more=(--objective.topics "$3" --objective.topic_weight "$4")
-  [[ -n $2 ]] && more+=(--data.labels.topics "$2")
+pretrain() { # base, units, topics' labels or nothing, number, weight, folder
+  local more=(--objective.topics "$4" --objective.topic_weight "$5")
+  [[ -n $3 ]] && more+=(--data.labels.topics "$3")
   [[ -n $steps ]] && more+=(--train.steps "$steps")
-  run "$5/train" "$root/tools/shell/launch.sh" --nproc "$nproc" -- speechssl.bin.pretrain \
-    --config conf/hubertopic.yaml --data.train "[$train_cuts]" --data.valid "[$valid_cuts]" \
-    --data.labels.kmeans "$1" --data.seed "$seed" --train.seed "$seed" "${more[@]}" --output "$5"
+  run "$6/train" "$root/tools/shell/launch.sh" --nproc "$nproc" -- speechssl.bin.pretrain \
+    --config "conf/${1}opic.yaml" --data.train "[$train_cuts]" --data.valid "[$valid_cuts]" \
+    --data.labels.kmeans "$2" --data.seed "$seed" --train.seed "$seed" "${more[@]}" --output "$6"
 }
 
 compare() { # units, folder of the topics' folders, iteration
-  pretrain "$1" "" 2 0 "$dir/hubert_it$3"
-  for number in $topics; do
-    for weight in $weights; do
-      pretrain "$1" "$2/topics$number/labels" "$number" "$weight" \
-        "$dir/hubertopic_it$3_n${number}_w$weight"
+  for base in $bases; do
+    pretrain "$base" "$1" "" 2 0 "$dir/${base}_it$3"
+    for number in $topics; do
+      for weight in $weights; do
+        pretrain "$base" "$1" "$2/topics$number/labels" "$number" "$weight" \
+          "$dir/${base}opic_it$3_n${number}_w$weight"
+      done
     done
   done
 }
@@ -113,6 +117,7 @@ probe() { # model, field
 finetune() { # model
   local more=()
   [[ -n $asr_steps ]] && more+=(--train.steps "$asr_steps")
+  [[ $1 != */mr_hubert* ]] || more+=(--head.upsample 1)  # its frames are at 50 per second already
   run "$1/asr/train" "$root/tools/shell/launch.sh" --nproc "$nproc" -- speechssl.bin.finetune \
     --config ../ssl/conf/finetune.yaml --init "$1" --data.train "[$data/cuts_asr_labelled.jsonl.gz]" \
     --data.valid "[$data/cuts_asr_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \
@@ -128,6 +133,16 @@ transcribe() { # model
     "${beam[@]}" --tuned "$1/asr/sweep/best.json" --output "$1/asr/beam"
 }
 
+for base in $bases; do
+  [[ $base == hubert || $base == mr_hubert ]] || {
+    log "--bases: found $base, want hubert or mr_hubert"; exit 2
+  }
+done
+if ((iterations > 1)) && [[ $bases != hubert ]]; then
+  log "--bases: found '$bases' with --iterations $iterations, want hubert: clusters of its features" \
+    "are at 25 per second, too few for the 50 of mr_hubert"
+  exit 2
+fi
 [[ $asr == true || $asr == false ]] || { log "--asr: found $asr, want true or false"; exit 2; }
 if [[ $asr == true && ! -f $data/cuts_asr_labelled.jsonl.gz ]] && ((stop_stage >= 8)); then
   [[ $data == ../ssl/data ]] || {
@@ -153,9 +168,13 @@ for seed in $seeds; do
   fi
   models=()
   for ((iteration = 1; iteration <= iterations; iteration++)); do
-    models+=("$dir/hubert_it$iteration")
-    for number in $topics; do
-      for weight in $weights; do models+=("$dir/hubertopic_it${iteration}_n${number}_w$weight"); done
+    for base in $bases; do
+      models+=("$dir/${base}_it$iteration")
+      for number in $topics; do
+        for weight in $weights; do
+          models+=("$dir/${base}opic_it${iteration}_n${number}_w$weight")
+        done
+      done
     done
   done
   stage 8 "probes of utterances on the frozen encoders, seed $seed: $probes" && {
@@ -191,7 +210,7 @@ done
 
 stage 10 "report and table" && {
   folders=()
-  for folder in "$exp"/topics*/ "$exp"/seed*/hubert*_it*/; do
+  for folder in "$exp"/topics*/ "$exp"/seed*/*hubert*_it*/; do
     [[ ! -d $folder ]] || folders+=("${folder%/}")
   done
   run "$exp/report" speechssl report "${folders[@]}" --output "$exp/report.html"

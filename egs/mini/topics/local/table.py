@@ -55,7 +55,7 @@ def worth(folders: list[Path]) -> list[list[str]]:
 def taught(exp: Path) -> dict[str, dict[str, list[float]]]:
     """Model -> measure -> one value per seed: accuracies in validation, probes on test speakers."""
     found: dict[str, dict[str, list[float]]] = {}
-    for folder in sorted(exp.glob("seed*/hubert*_it*")):
+    for folder in sorted(exp.glob("seed*/*hubert*_it*")):
         values = {k: v for k, v in last_logged(folder).items() if k.endswith("_accuracy")}
         layers = read(folder / "probe/probe.json").get("layers", [])
         for name in ("phone_accuracy", "speaker_accuracy"):
