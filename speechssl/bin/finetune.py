@@ -81,6 +81,13 @@ class FinetuneConfig:
             raise ValueError(
                 "init_head: found no init, want the folder of a fine-tuned model there"
             )
+        others, speeds = getattr(self.head, "other_speeds", []), self.data.speeds
+        if others and set(speeds) != {1.0, *others} and (speeds or not self.init_head):
+            raise ValueError(
+                f"head.other_speeds: found {others} with data.speeds {speeds}, want data.speeds "
+                f"{sorted({1.0, *others})}; none at all only with init_head, whose speakers at "
+                "other speeds are kept"
+            )
         if len(set(self.rates)) < len(self.rates) or any(r <= 0 for r in self.rates):
             raise ValueError(f"rates: found {self.rates}, want different numbers above 0")
         if self.rates and not self.data.valid:

@@ -62,7 +62,8 @@ class _Row:
     record: CutRecord
     seed: int
     start: int
-    length: int  # in the batch: of the part read, over its speed
+    samples: int  # of the part read
+    length: int  # in the batch: `samples` over the speed
     speed: float = 1.0
     labels: dict[str, np.ndarray | int] = dataclasses.field(default_factory=dict)
     text: list[int] = dataclasses.field(default_factory=list)
@@ -98,14 +99,12 @@ class Reading:
     filler: Batch | None = None
 
 
-def _read_at_speed(row: _Row, out: np.ndarray, conversions: Conversions) -> np.ndarray:
-    """The whole cut, played `row.speed` times as fast (and as high), in a part of `out`."""
+def _read_at_speed(row: _Row, conversions: Conversions | None = None) -> np.ndarray:
+    """The row's part of its cut, played `row.speed` times as fast (and as high)."""
     import soxr
 
-    samples = read_part(row.record, 0, row.record.num_samples, conversions=conversions)
-    changed = soxr.resample(samples, SAMPLE_RATE * row.speed, SAMPLE_RATE)[: row.length]
-    out[: len(changed)] = changed
-    return out[: len(changed)]
+    samples = read_part(row.record, row.start, row.samples, conversions=conversions)
+    return soxr.resample(samples, SAMPLE_RATE * row.speed, SAMPLE_RATE)[: row.length]
 
 
 def _crop_grid(hop_samples: int, stores: Iterable[LabelStore]) -> int:
@@ -171,16 +170,18 @@ class Collator:
         seed = utterance_seed(self.seed, task.epoch, record.id)
         total = record.num_samples
         longest = self.max_samples
-        if longest is None or total <= longest:
-            speed = 1.0
-            if self.speeds and task.epoch >= 0:
-                speed = self.speeds[int(uniform(seed, _SPEED_STREAM) * len(self.speeds))]
-            return _Row(place, record, seed, 0, round(total / speed), speed)
+        speed = 1.0
+        if self.speeds and task.epoch >= 0:
+            speed = self.speeds[int(uniform(seed, _SPEED_STREAM) * len(self.speeds))]
+        length = round(total / speed)
+        if longest is None or length <= longest:
+            return _Row(place, record, seed, 0, total, length, speed)
+        samples = min(total, round(longest * speed))
         if task.epoch < 0:
-            start = (total - longest) // 2 // self.grid * self.grid
+            start = (total - samples) // 2 // self.grid * self.grid
         else:
-            start = crop_start(seed, total, longest, self.grid)
-        return _Row(place, record, seed, start, longest)
+            start = crop_start(seed, total, samples, self.grid)
+        return _Row(place, record, seed, start, samples, longest, speed)
 
     def _read(
         self,
@@ -202,7 +203,9 @@ class Collator:
                         row.record, row.start, row.length, out=out, conversions=conversions
                     )
                 else:
-                    samples = _read_at_speed(row, out, conversions)
+                    changed = _read_at_speed(row, conversions)
+                    samples = out[: len(changed)]
+                    samples[:] = changed
                 if not len(samples):
                     raise AudioError(f"{row.record.path or row.record.id}: holds no samples")
             except UnusableError as error:
@@ -277,6 +280,8 @@ class Collator:
             flat = [token for r in rows for token in r.text]
             targets["text"] = np.array(flat, dtype=np.int64)
             targets["text_lengths"] = np.array([len(r.text) for r in rows], dtype=np.int64)
+        if self.speeds:
+            targets["speeds"] = np.array([round(1000 * r.speed) for r in rows], dtype=np.int64)
         return targets
 
     def _mixed(
@@ -293,17 +298,17 @@ class Collator:
         mixed = new(len(draft.touched), draft.wave.shape[1])
 
         def read_partner(place: int, share: float, longest: int) -> np.ndarray:
-            record = self.cuts[int(task.members[place])]
-            length = min(record.num_samples, self.max_samples or record.num_samples)
-            size = min(longest, length)
-            start = int(share * (length - size + 1))
+            row = self._row(task, place)
+            size = min(longest, row.length)
+            start = int(share * (row.length - size + 1))
             if place in clean:
                 return clean[place][start : start + size]
             # The partner is another rank's (or was skipped): its samples as that rank has them.
-            row = self._row(task, place)
-            if reads_exactly(record):
-                return read_part(record, row.start + start, size)
-            return read_part(record, row.start, row.length)[start : start + size]
+            if row.speed != 1.0:
+                return _read_at_speed(row)[start : start + size]
+            if reads_exactly(row.record):
+                return read_part(row.record, row.start + start, size)
+            return read_part(row.record, row.start, row.length)[start : start + size]
 
         for out, i in zip(mixed, draft.touched, strict=True):
             row = rows[i]
@@ -324,6 +329,8 @@ class Collator:
         if self.tokenizer is not None:
             targets["text"] = torch.zeros(0, dtype=torch.int64)
             targets["text_lengths"] = torch.zeros(1, dtype=torch.int64)
+        if self.speeds:
+            targets["speeds"] = torch.tensor([1000])
         return Batch(
             wave=noise,
             wave_lengths=torch.tensor([SAMPLE_RATE]),

@@ -87,7 +87,8 @@ class DataConfig:
     """The run stops when more than this share of the utterances cannot be used."""
     speeds: list[float] = dataclasses.field(default_factory=list)
     """In training each utterance is resampled to a speed drawn from these, anew in each epoch;
-    [0.9, 1.0, 1.1] as in Ko et al., 2015. Not with labels, whose times it would shift."""
+    [0.9, 1.0, 1.1] as in Ko et al., 2015. A crop has max_seconds at its speed. Adds the target
+    "speeds": thousandths, (B,). Not with labels, whose times it would shift."""
     mixing: MixingConfig | None = None
     """Adds the view "mixed": corrupted waves; the labels stay those of the clean ones."""
 
@@ -115,10 +116,10 @@ class DataConfig:
                 raise ValueError(f"{name}: found {getattr(self, name)}, want 0 or more")
         if any(not 0.5 <= speed <= 2 for speed in self.speeds):
             raise ValueError(f"speeds: found {self.speeds}, want numbers from 0.5 to 2")
-        if self.speeds and (self.labels or self.mixing):
+        if self.speeds and self.labels:
             raise ValueError(
-                f"speeds: found {self.speeds} with labels or mixing, want speeds only for training "
-                "on transcripts; leave out one of them"
+                f"speeds: found {self.speeds} with labels, whose times they would shift, want them "
+                "only for training on transcripts or classes; leave out one of them"
             )
         if self.classes and "classes" in self.labels:
             raise ValueError("classes: found a store there and in labels, want one of them")

@@ -2,7 +2,8 @@
 
 Verification needs the embeddings only: `speechssl decode` writes them, `speechssl score --trials`
 compares them. Source: Yang et al. 2021 (SUPERB, x-vector), Chen et al. 2022 (WavLM, ECAPA-TDNN on
-the layers' weighted sum, appendix); `heads.margin` for the loss.
+the layers' weighted sum, appendix); Yamamoto et al. 2019 (copies at other speeds as other
+speakers); `heads.margin` for the loss.
 
 Shape legend: B utterances, L samples, E embedding width, C speakers.
 """
@@ -43,6 +44,10 @@ class SpeakerConfig(UtteranceConfig):
     """Factor of the cosines."""
     sub_centres: int = 1
     """Centres per speaker; several put up with mislabelled or varied recordings (usually 3)."""
+    other_speeds: list[float] = dataclasses.field(default_factory=list)
+    """Speeds at which a voice counts as another speaker, usually [0.9, 1.1]: each speaker has one
+    more class for each. data.speeds are then these and 1, or none. Empty: a speaker is the same
+    at any speed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +56,16 @@ class SpeakerConfig(UtteranceConfig):
         for name in ("channels", "embedding_dim", "sub_centres", "scale"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, want more than 0")
+        if len({1000, *self.thousandths}) <= len(self.other_speeds):
+            raise ValueError(
+                f"other_speeds: found {self.other_speeds}, want each once, and not 1: a speaker's "
+                "own class is of that speed"
+            )
+
+    @property
+    def thousandths(self) -> list[int]:
+        """`other_speeds` as the target "speeds" has them."""
+        return [round(1000 * speed) for speed in self.other_speeds]
 
     def build(self, encoder: Encoder) -> SpeakerHead:
         return SpeakerHead(self, encoder)
@@ -60,7 +75,8 @@ class SpeakerHead(UtteranceHead):
     """Embeddings whose cosine says whether two utterances are of one speaker.
 
     With `data.mixing` it learns from the view "mixed" (noise, rooms), and is validated on clean
-    waves.
+    waves. With `other_speeds` class c + C k is speaker c at the k-th of them; validation is at
+    speed 1, so its classes are the speakers' own, and embeddings know nothing of classes.
     """
 
     config: SpeakerConfig
@@ -77,7 +93,7 @@ class SpeakerHead(UtteranceHead):
             self.network = Pooled(self.dim, config.embedding_dim, config.attention_dim)
         self.margin = AngularMargin(
             config.embedding_dim,
-            len(config.classes),
+            len(config.classes) * (1 + len(config.other_speeds)),
             scale=config.scale,
             centres=config.sub_centres,
             kind=config.margin_kind,
@@ -92,6 +108,25 @@ class SpeakerHead(UtteranceHead):
         number = torch.tensor(len(speakers), device=losses.device)
         total = losses.sum()
         return Loss(total, number, {"nats": (total.detach(), number), "accuracy": (right, number)})
+
+    def targets(self, batch: Batch) -> Tensor:
+        """(B,) int64 classes, of speakers at their speeds.
+
+        Raises `ValueError` if there are none, or others, or a speed that is not known.
+        """
+        speakers = super().targets(batch)
+        if not self.config.other_speeds or "speeds" not in batch.targets:
+            return speakers
+        speeds = batch.targets["speeds"]
+        known = torch.tensor([1000, *self.config.thousandths], device=speeds.device)
+        same = speeds[:, None] == known
+        if not speeds.is_cuda and not bool(same.any(1).all()):
+            found = sorted({s / 1000 for s in speeds.tolist()})
+            raise ValueError(
+                f"other_speeds: found speeds {found}, want some of 1 and "
+                f"{self.config.other_speeds}; change data.speeds or other_speeds"
+            )
+        return speakers + len(self.config.classes) * same.long().argmax(1)
 
     def embed(self, wave: Tensor, wave_lengths: Tensor) -> Tensor:
         """(B, L) and (B,) samples -> (B, E) float32 embeddings, of any length."""

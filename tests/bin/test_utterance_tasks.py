@@ -206,6 +206,33 @@ def test_speakers_never_heard_are_verified(
     assert "AS-norm: EER" in capsys.readouterr().out
 
 
+def test_voices_at_other_speeds_are_learnt_as_speakers_and_the_classes_go_on_without_them(
+    corpus: dict[str, str], tmp_path: Path, capsys: Any
+) -> None:
+    given = {**SPEAKER, "init_args": SPEAKER["init_args"] | {"other_speeds": [0.99, 1.01]}}
+    words = config(corpus, tmp_path, given, steps=4, valid_every=4, save_every=4)
+    assert finetune.main(words) == 0
+    first = open_model(tmp_path / "run").head
+    assert first.config.classes == ["s0", "s3", "s6"] and first.margin.weight.shape == (9, 8)
+    folder = decoded(tmp_path / "run", corpus["test"], tmp_path / "test")
+    assert np.load(folder / "embeddings.npy").shape == (12, 8)
+    plain = [*words, "--data.speeds", "[]", "--output", str(tmp_path / "on")]
+    with pytest.raises(SystemExit):
+        finetune.main(plain)
+    told = "want data.speeds [0.99, 1.0, 1.01]; none at all only with init_head"
+    assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        finetune.main([*words, "--data.speeds", "[0.9,1.0]", "--output", str(tmp_path / "x")])
+    assert "head.other_speeds: found [0.99, 1.01] with data.speeds [0.9" in capsys.readouterr().err
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del values["encoder"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    on = [*plain, "--init", str(tmp_path / "run"), "--init_head", "true", "--train.steps", "1"]
+    assert finetune.main([*on, "--train.learning_rate", "1e-6"]) == 0
+    weight = open_model(tmp_path / "on").head.margin.weight
+    assert weight.shape == (9, 8) and torch.allclose(weight, first.margin.weight, atol=1e-4)
+
+
 def test_trials_agree_and_differ_in_the_fields_asked_for(
     corpus: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soxr
 import torch
-from data_corpus import Corpus
+from data_corpus import Corpus, make_cut, write_cuts
 
 from speechssl.contract import Batch, Update
 from speechssl.data import loader
@@ -278,6 +279,63 @@ def test_a_speed_changes_length_by_its_factor_and_is_drawn_anew_in_each_epoch(
     for batch in source.one_pass():
         for name, length in zip(batch.ids, batch.wave_lengths.tolist(), strict=True):
             assert length == lengths.get(name, length)
+
+
+def test_a_crop_is_a_part_of_the_recording_played_at_its_speed(corpus: Corpus) -> None:
+    """As long as max_seconds at any speed; the target "speeds" says at which."""
+    config = _config(corpus, labels={}, mixing=None, speeds=[0.9, 1.0, 1.1])
+    starts, found = set(), set()
+    for update in _take(config, 8):
+        for batch in update.batches:
+            for i, name in enumerate(batch.ids):
+                speed = int(batch.targets["speeds"][i]) / 1000
+                clean = corpus.waves[name]
+                length = int(batch.wave_lengths[i])
+                assert abs(length - min(24000, round(len(clean) / speed))) <= 1
+                size = min(len(clean), round(24000 * speed))
+                # Neighbouring places of the grid differ far more than this.
+                errors = []
+                for start in range(0, len(clean) - size + 1, 320):
+                    want = soxr.resample(clean[start : start + size], 16000 * speed, 16000)
+                    error = batch.wave[i, :length].numpy() - want[:length]
+                    errors.append(np.abs(error).max())
+                assert min(errors) < 1e-6
+                starts.add(int(np.argmin(errors)))
+                found.add((speed, size == len(clean)))
+    assert found == {(s, whole) for s in (0.9, 1.0, 1.1) for whole in (False, True)}
+    assert len(starts) > 10
+    for batch in open_source(config, hop_samples=320, split="valid").one_pass():
+        assert "speeds" not in batch.targets
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_mixtures_at_several_speeds_depend_on_neither_ranks_nor_workers(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    """A partner that another rank reads has the speed that it has there."""
+    changes = {"labels": {}, "speeds": [0.9, 1.0, 1.1], "mixing": MixingConfig(probability=1.0)}
+    alone = _rows(_take(_config(corpus, **changes), 4))
+    both = {}
+    for rank in range(2):
+        monkeypatch.setattr(loader.dist, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(loader.dist, "world_size", lambda: 2)
+        config = _config(corpus, **changes, max_batch_seconds=20.0, num_workers=num_workers)
+        both |= _rows(_take(config, 4))
+    assert alone.keys() == both.keys()
+    mixed = 0
+    for key, row in alone.items():
+        assert np.array_equal(row["wave"], both[key]["wave"])
+        assert np.array_equal(row["mixed"], both[key]["mixed"])
+        mixed += not np.array_equal(row["wave"], row["mixed"])
+    assert mixed > 0.9 * len(alone)
+
+
+def test_a_filler_is_at_its_own_speed(corpus: Corpus, tmp_path: Path) -> None:
+    cuts = [make_cut(f"gone{i}", tmp_path / f"{i}.flac", 1.0) for i in range(20)]
+    gone = write_cuts(tmp_path / "cuts_train.jsonl.gz", cuts)
+    config = _config(corpus, train=[gone], labels={}, speeds=[0.9, 1.1], max_unreadable=1.0)
+    (update,) = _take(config, 1)
+    assert all(b.filler and b.targets["speeds"].tolist() == [1000] for b in update.batches)
 
 
 def test_speeds_are_refused_beside_frame_labels(corpus: Corpus) -> None:

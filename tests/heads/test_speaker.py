@@ -176,6 +176,40 @@ def test_the_margin_grows_over_its_steps() -> None:
     assert build(SPEAKERS[0], margin=0.4).margin_now() == 0.4
 
 
+def test_a_speaker_at_another_speed_is_another_class() -> None:
+    """Class c + C k of the k-th other speed; at speed 1, as in validation, the speaker's own."""
+    clean = batch((0.3, 0.3, 0.3, 0.3))
+    speeds = torch.tensor([1000, 1100, 900, 1100])
+    perturbed = dataclasses.replace(clean, targets={**clean.targets, "speeds": speeds})
+    kind = (SpeakerConfig, {"network": "pooled"})
+    head = build(kind, other_speeds=[0.9, 1.1], sub_centres=2).eval()
+    plain = build(kind, sub_centres=2).eval()
+    assert head.margin.weight.shape == (2 * 3 * 4, 12) and plain.margin.centres == 2
+    assert head.targets(perturbed).tolist() == [0, 1 + 8, 2 + 4, 3 + 8]
+    assert head.targets(clean).tolist() == plain.targets(perturbed).tolist() == [0, 1, 2, 3]
+    cosines = head.margin.cosines(head.embed(clean.wave, clean.wave_lengths))
+    wanted = torch.tensor([0, 9, 6, 11])
+    own = F.one_hot(wanted, 12)
+    angles = cosines.detach().double().acos() + own * head.config.margin
+    total = F.cross_entropy(30 * angles.cos(), wanted, reduction="sum")
+    assert float(head(perturbed).total.detach()) == pytest.approx(float(total), rel=1e-4)
+    # Embeddings are of the recording alone.
+    plain.load_state_dict(head.state_dict() | {"margin.weight": plain.margin.weight})
+    waves = clean.wave, clean.wave_lengths
+    assert torch.equal(head.embed(*waves), plain.embed(*waves))
+
+
+def test_other_speeds_than_those_named_are_refused() -> None:
+    head = build((SpeakerConfig, {"network": "pooled"}), other_speeds=[0.9, 1.1])
+    clean = batch((0.3, 0.3))
+    wrong = {**clean.targets, "speeds": torch.tensor([900, 950])}
+    with pytest.raises(ValueError, match=r"found speeds \[0.9, 0.95\], want some of 1"):
+        head(dataclasses.replace(clean, targets=wrong))
+    for speeds in ([0.9, 0.9], [0.9, 1.0]):
+        with pytest.raises(ValueError, match="other_speeds: found"):
+            SpeakerConfig(other_speeds=speeds)
+
+
 def test_a_crop_shorter_than_any_context_has_an_embedding() -> None:
     data = batch((0.026, 0.5))
     for kind in SPEAKERS:

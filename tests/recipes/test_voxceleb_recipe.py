@@ -77,17 +77,32 @@ def test_every_upstream_serves_every_system(name: str, upstream: str) -> None:
             0.4, "cosine", "cosine",
         )  # fmt: skip
     if name == "ecapa":
-        assert head.margin.centres == 3 and head.margin.weight.shape == (6, 256)
+        # Two speakers, each at three speeds, with three centres.
+        assert head.margin.centres == 3 and head.margin.weight.shape == (18, 256)
 
 
 def test_phases_lie_over_each_other() -> None:
-    words = ["--init", "exp/head", "--output", "exp/x"]
+    words = ["--init", "exp/head", "--init_head", "true", "--output", "exp/x"]
     for name in ("ecapa", "tune", "large"):
         words += ["--config", str(RECIPE / f"conf/{name}.yaml")]
     config = parse(FinetuneConfig, words)
     assert config.head.network == "ecapa" and config.head.margin == 0.5
     assert config.head.freeze_encoder_steps == 0 and config.head.freeze_front_end
     assert config.train.encoder_rate_scale == 0.1 and config.data.max_seconds == 6
+
+
+def test_voices_at_other_speeds_are_speakers_until_the_large_margin_keeps_their_classes() -> None:
+    words = ["--output", "exp/x", "--init", "exp/head"]
+    found = {}
+    for name in ("ecapa", "tune", "large"):
+        words += ["--config", str(RECIPE / f"conf/{name}.yaml")]
+        found[name] = parse(FinetuneConfig, [*words, "--init_head", "true"])
+    assert all(c.head.other_speeds == [0.9, 1.1] for c in found.values())
+    speeds = {"ecapa": [0.9, 1.0, 1.1], "tune": [0.9, 1.0, 1.1], "large": []}
+    assert {n: c.data.speeds for n, c in found.items()} == speeds
+    # As SUPERB has it, the x-vector's speakers are those of the corpus.
+    xvector = parse(FinetuneConfig, [*words[:4], "--config", str(RECIPE / "conf/xvector.yaml")])
+    assert xvector.data.speeds == xvector.head.other_speeds == []
 
 
 @pytest.fixture(scope="module")
