@@ -43,8 +43,8 @@ class Copy:
         return (self.folder / "calls").read_text().splitlines()
 
     def has_ssl(self, folder: str = "egs/mini/ssl/exp") -> None:
-        for name in ("hubert_it2", "km_it1/labels", "asr_pretrained/sweep"):
-            (self.folder / folder / "seed1" / name).mkdir(parents=True)
+        for name in ("km_mfcc/labels", "seed1/asr_pretrained/sweep"):
+            (self.folder / folder / name).mkdir(parents=True)
 
 
 @pytest.fixture
@@ -72,18 +72,19 @@ def test_each_upstream_is_pretrained_tuned_converted_and_scored(copy: Copy) -> N
     assert verbs(calls[:2]) == ["synth", "local/divide.py"] and "--parallel true" in calls[0]
     pretrained = [c for c in calls if "bin.pretrain" in c]
     assert [option(c, "output")[0] for c in pretrained] == [
-        "exp/seed1/wavlm/encoder", "exp/seed1/contentvec/encoder"
-    ]  # fmt: skip
-    assert all("--data.labels.kmeans ../ssl/exp/seed1/km_it1/labels" in c for c in pretrained)
-    assert "--objective.speakers 9" in pretrained[1] and "speakers" not in pretrained[0]
+        f"exp/seed1/{name}/encoder" for name in ("hubert", "wavlm", "contentvec")
+    ]
+    assert all("--data.labels.kmeans ../ssl/exp/km_mfcc/labels" in c for c in pretrained)
+    assert all("--objective.encoder.mel_hop_samples 320 " in c for c in pretrained)
+    assert ["--objective.speakers 9" in c for c in pretrained] == [False, False, True]
     tuned = {option(c, "output")[0]: c for c in calls if "bin.finetune" in c}
     verifier = tuned.pop("exp/verifier")
     assert "conf/verifier.yaml" in verifier and "cuts_verifier_train" in verifier
     starts = {
         "logmel": "--config ../../realmini/upstream/logmel.yaml",
-        "random": "--config ../ssl/conf/scratch.yaml",
-        "hubert": "--init ../ssl/exp/seed1/hubert_it2 --data",
-        "hubert_units": "--init ../ssl/exp/seed1/hubert_it2 --head.layer 3 "
+        "random": "--config ../ssl/conf/scratch.yaml --encoder.mel_hop_samples 320",
+        "hubert": "--init exp/seed1/hubert/encoder --data",
+        "hubert_units": "--init exp/seed1/hubert/encoder --head.layer 3 "
         "--head.clusters exp/seed1/hubert_units/clusters",
         "wavlm": "--init exp/seed1/wavlm/encoder",
         "contentvec": "--init exp/seed1/contentvec/encoder",
@@ -112,7 +113,7 @@ def test_what_ssl_has_not_made_is_made_by_its_recipe(copy: Copy) -> None:
     assert verbs(calls)[0] == "synth" and "pretrain" in verbs(calls) and "lm" in verbs(calls)
     assert "score" not in verbs(calls)
     done = copy.run("--stage", "5", "--stop-stage", "5", "--ssl", "elsewhere")
-    assert done.returncode == 2 and "found no elsewhere/seed1/hubert_it2" in done.stderr
+    assert done.returncode == 2 and "found no elsewhere/km_mfcc/labels" in done.stderr
     copy.has_ssl("elsewhere")
     there = str(copy.folder / "elsewhere")
     assert copy.calls("--stage", "5", "--stop-stage", "5", "--ssl", there) == []

@@ -11,9 +11,10 @@
 #   ./run.sh --upstreams "logmel hubert" --stage 8
 #   ./run.sh --vocoder griffin_lim             # without training one
 #
-# Upstreams: logmel (frames of the front end), random (the encoder before training), hubert (that of
-# ../ssl, iteration 2), hubert_units (its frames as one of 200 units), wavlm and contentvec (pretrained
-# here). What ../ssl has not made yet is made by its recipe. Hardware: two CPU cores, 4 GB of memory.
+# Upstreams: logmel (frames of the front end), random (the encoder before training), hubert, wavlm and
+# contentvec (pretrained here, on the MFCC clusters of ../ssl), hubert_units (HuBERT's frames as one of
+# 200 units). Encoders are at 50 frames per second: at the 25 of ../ssl words are lost (RESULTS.md).
+# What ../ssl has not made yet is made by its recipe. Hardware: two CPU cores, 4 GB of memory.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -26,13 +27,13 @@ speakers=7      # synthetic speakers, women and men in turn, all splits together
 target=0        # whose voice is learnt: name, or number among the speakers of the language
 test_sentences=10   # sentences that are converted, of each source
 vocoder=spectral    # spectral (trained here), griffin_lim, or a trained vocoder's folder
-pretrain_steps=600  # updates of WavLM and ContentVec
+pretrain_steps=600  # updates of HuBERT, WavLM and ContentVec
 vocoder_steps=800   # updates of the vocoder
 refine=16       # iterations of Griffin-Lim from a trained vocoder's phases; 0: as they are
 verifier_steps=500  # updates of the verifier
 head=convnext   # network from frames to log-mel: convnext or taco2ar
 steps=1500      # updates of each head
-ssl=../ssl/exp  # results of ../ssl: HuBERT, clusters, recogniser
+ssl=../ssl/exp  # results of ../ssl: clusters, recogniser
 ssl_data=../ssl/data  # its corpus
 exp=exp         # where results go
 data=data       # where the parallel corpus goes
@@ -63,33 +64,34 @@ stage 1 "parallel corpus" && {
     --language "$language" --target "$target" --test "$test_sentences" --output "$data"
 }
 
-stage 5 "what ../ssl makes: its corpus, HuBERT, clusters and recogniser" && {
+first=${seeds%% *}
+asr=$ssl/seed$first/asr_pretrained
+stage 5 "what ../ssl makes: its corpus, clusters and recogniser" && {
   missing=()
-  for seed in $seeds; do
-    for file in hubert_it2 km_it1/labels asr_pretrained/sweep; do
-      [[ -d $ssl/seed$seed/$file ]] || missing+=("$ssl/seed$seed/$file")
-    done
+  for folder in "$ssl/km_mfcc/labels" "$asr/sweep"; do
+    [[ -d $folder ]] || missing+=("$folder")
   done
   if ((${#missing[@]})); then
     [[ $ssl == ../ssl/exp && $ssl_data == ../ssl/data ]] || {
       log "found no ${missing[0]}; want the output of ../ssl/run.sh --exp, stages 1 to 9"
       exit 2
     }
-    ../ssl/run.sh --stage 1 --stop-stage 9 --seeds "$seeds" --jobs "$jobs"
+    ../ssl/run.sh --stage 1 --stop-stage 9 --seeds "$first" --jobs "$jobs"
   fi
 }
-asr=$ssl/seed${seeds%% *}/asr_pretrained
 
-# Trains one of two upstreams, of the labels that HuBERT's second iteration has.
-pretrain() { # wavlm or contentvec
-  local config=../objectives/conf/wavlm.yaml special=()
+# At 50 frames per second instead of the configurations' 25; masks and context last as long as there.
+pretrain() { # hubert, wavlm or contentvec
+  local config=../objectives/conf/$1.yaml special=()
   if [[ $1 == contentvec ]]; then
     config=../content/conf/contentvec.yaml
     special=(--data.labels.speakers "$exp/speakers" --objective.speakers "$(cat "$exp/speakers.number")")
   fi
   run "$dir/$1/pretrain" train speechssl.bin.pretrain --config "$config" \
     --data.train "[$ssl_data/cuts_train.jsonl.gz]" --data.valid "[$ssl_data/cuts_valid.jsonl.gz]" \
-    --data.labels.kmeans "$ssl/seed$seed/km_it1/labels" --data.seed "$seed" --train.seed "$seed" \
+    --data.labels.kmeans "$ssl/km_mfcc/labels" --data.seed "$seed" --train.seed "$seed" \
+    --objective.mask_span 10 --objective.encoder.mel_hop_samples 320 \
+    --objective.encoder.pos_conv_kernel 32 \
     --train.steps "$pretrain_steps" --output "$dir/$1/encoder" \
     ${special[@]+"${special[@]}"} ${more[@]+"${more[@]}"}
 }
@@ -98,6 +100,8 @@ for seed in $seeds; do
   dir=$exp/seed$seed
   stage 6 "pretrain, seed $seed" && {
     names=()
+    # Units are HuBERT's.
+    [[ " $upstreams " == *" hubert"* ]] && names+=(hubert)
     for name in wavlm contentvec; do [[ " $upstreams " == *" $name "* ]] && names+=("$name"); done
     [[ " ${names[*]-} " == *" contentvec "* ]] && run "$exp/speakers" python ../content/local/speakers.py \
       --train "$ssl_data/cuts_train.jsonl.gz" --valid "$ssl_data/cuts_valid.jsonl.gz" \
@@ -105,7 +109,7 @@ for seed in $seeds; do
     ((${#names[@]})) && side_by_side "$jobs" pretrain "${names[@]}"
     if [[ " $upstreams " == *" hubert_units "* ]]; then
       run "$dir/hubert_units/fit" speechssl cluster fit --cuts "[$ssl_data/cuts_train.jsonl.gz]" \
-        --model "$ssl/seed$seed/hubert_it2" --layer 3 --classes 200 --output "$dir/hubert_units/clusters"
+        --model "$dir/hubert/encoder" --layer 3 --classes 200 --output "$dir/hubert_units/clusters"
     fi
   }
 done
@@ -138,10 +142,11 @@ finetune() { # upstream
   local start=()
   case $1 in
     logmel) start=(--config ../../realmini/upstream/logmel.yaml) ;;
-    random) start=(--config ../ssl/conf/scratch.yaml) ;;
-    hubert) start=(--init "$ssl/seed$seed/hubert_it2") ;;
+    random)
+      start=(--config ../ssl/conf/scratch.yaml --encoder.mel_hop_samples 320
+        --encoder.pos_conv_kernel 32) ;;
     hubert_units)
-      start=(--init "$ssl/seed$seed/hubert_it2" --head.layer 3
+      start=(--init "$dir/hubert/encoder" --head.layer 3
         --head.clusters "$dir/hubert_units/clusters") ;;
     *) start=(--init "$dir/$1/encoder") ;;
   esac
