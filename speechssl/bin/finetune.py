@@ -287,7 +287,7 @@ def _transformers_encoder(folder: str) -> Any:
 def with_tokenizer(config: FinetuneConfig) -> tuple[DataConfig, HeadConfig, dict | None]:
     """Data and head with the tokenizer filled in; made once, kept in the run's folder."""
     head: Any = config.head
-    if not hasattr(head, "vocab_size"):
+    if not getattr(head, "needs_text", hasattr(head, "vocab_size")):
         return config.data, head, None
     from speechssl import dist
     from speechssl.data.text import Tokenizer, tokenizer_from_texts

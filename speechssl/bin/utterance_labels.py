@@ -20,12 +20,14 @@ NONE = "none"
 
 
 def with_targets(output: str, data: DataConfig, head: Any) -> tuple[DataConfig, HeadConfig]:
-    """Data and head with the targets of `head.slots` or `head.dimensions` filled in.
+    """Data and head with the targets of head.slots, head.dimensions or head.further filled in.
 
     Raises `ValueError` for fields that no cut has, or that are no numbers where those are wanted.
     """
     from speechssl.data.fields import write_utterance_labels
 
+    if hasattr(head, "further"):
+        return _with_fields(output, data, head)
     if hasattr(head, "slots"):
         filled, rows, classes = _slots(data, head)
         name = "slots"
@@ -59,6 +61,54 @@ def _slots(data: DataConfig, head: Any) -> tuple[Any, dict[str, list[int]], int]
     }
     filled = dataclasses.replace(head, values=values)
     return filled, rows, 1 + max(len(v) for v in values)
+
+
+def _with_fields(output: str, data: DataConfig, head: Any) -> tuple[DataConfig, HeadConfig]:
+    """Places of the values of head.field and head.further; one behind the last in a cut without it.
+
+    So is a further field's value that training never showed; such a class is an error.
+    """
+    from collections import Counter
+
+    from speechssl.data.fields import write_utterance_labels
+
+    if not head.field or data.classes is not None:
+        raise ValueError(
+            f"head.field, data.classes: found {head.field!r} and {data.classes!r}, want a field of "
+            "the manifest, such as --head.field emotion, and no label store: it is made of it"
+        )
+    names = [head.field, *head.further]
+    train = _fields(data.train, names)
+    given = [head.classes, *(head.further_values or [[]] * len(head.further))]
+    values = [
+        list(own) or sorted({row[i] for row in train.values() if row[i] is not None})
+        for i, own in enumerate(given)
+    ]
+    absent = [name for name, found in zip(names, values) if not found]
+    if absent:
+        raise ValueError(f"head.field, head.further: found {absent} in no training cut")
+    cuts = train | _fields(data.valid, names)
+    unknown = sorted({row[0] for row in cuts.values()} - {None, *values[0]})  # pyright: ignore
+    if unknown:
+        raise ValueError(
+            f"{head.field}: found {', '.join(unknown[:8])} ({len(unknown)} values) beside the "
+            f"classes {', '.join(values[0][:8])}, want each of them among the classes. Leave those "
+            "cuts out, or train on cuts that hold them too"
+        )
+    places = [{v: i for i, v in enumerate(found)} for found in values]
+    rows = {
+        cut: [place.get(v, len(place)) for v, place in zip(row, places, strict=True)]  # pyright: ignore
+        for cut, row in cuts.items()
+    }
+    meta = {"name": head.field, "classes": 1 + max(map(len, values)), "values": len(names)}
+    folder = Path(output) / "classes"
+    write_utterance_labels(folder, meta, json.dumps([names, values, sorted(rows.items())]), rows)
+    counts = Counter(row[0] for row in train.values())
+    filled = dataclasses.replace(
+        head, classes=values[0], class_counts=[counts[name] for name in values[0]],
+        further_values=values[1:],
+    )  # fmt: skip
+    return dataclasses.replace(data, classes=str(folder)), filled
 
 
 def _numbers(data: DataConfig, head: Any) -> tuple[Any, dict[str, list[int]], int]:

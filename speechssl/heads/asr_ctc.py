@@ -159,7 +159,7 @@ class CtcHead(EncoderHead):
         for number, loss in zip(self.intermediate, losses[1:]):  # none in eval mode
             logs[f"ctc_nats_layer_{number}"] = (loss.detach(), count)
         if not self.training:
-            logs["cer"] = _token_errors(log_probs[0], lengths, tokens_BU, token_lengths)
+            logs["cer"] = token_errors(log_probs[0], lengths, tokens_BU, token_lengths)
         return Loss(total, count, logs)
 
     def log_probs(self, wave: Tensor, wave_lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,9 +272,10 @@ def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
     return int(row[-1])
 
 
-def _token_errors(
+def token_errors(
     log_probs: Tensor, lengths: Tensor, tokens_BU: Tensor, token_lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Edits from the best paths of (B, S, V) log_probs to the tokens, and the number of tokens."""
     errors = 0
     for hypothesis, row, length in zip(
         best_path(log_probs.detach(), lengths),

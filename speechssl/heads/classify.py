@@ -5,7 +5,7 @@ frames, linear output, cross entropy. `pooling`, `hidden_layers` and `balanced` 
 Differs: the mean is over valid frames only (s3prl's old code had padding in some tasks), so that
 no score depends on batches.
 
-Shape legend: B utterances, L samples, T frames, D width, C classes.
+Shape legend: B utterances, L samples, T frames, D width, H width behind pooling, C classes.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ class ClassifyHead(UtteranceHead):
 
     def forward(self, batch: Batch) -> Loss:
         classes = self.targets(batch)
-        log_probs = self.class_log_probs(batch.wave, batch.wave_lengths)
+        return self.class_loss(self.class_log_probs(batch.wave, batch.wave_lengths), classes)
+
+    def class_loss(self, log_probs: Tensor, classes: Tensor) -> Loss:
+        """(B, C) log-probabilities and (B,) classes -> cross entropy, a sum over utterances."""
         losses = F.nll_loss(log_probs, classes, reduction="none")
         right = log_probs.detach().argmax(-1) == classes
         rarity = self.rarity[classes]
@@ -97,16 +100,23 @@ class ClassifyHead(UtteranceHead):
     def class_log_probs(self, wave: Tensor, wave_lengths: Tensor) -> Tensor:
         """(B, L) and (B,) samples -> (B, C) float32 log-probabilities of `config.classes`."""
         x, lengths = self.frames(wave, wave_lengths)
-        x = self._pool(self.projection(x), lengths)
-        x = self.dropout(x)
+        return log_softmax(self.output(self.vectors(self.projection(x), lengths)))
+
+    def vectors(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, D) projected frames -> (B, H) what the output reads of each utterance."""
+        x = self.dropout(self._pool(x, lengths))
         for layer in self.hidden:
             x = layer(x)
-        logits = self.output(x)
-        with torch.autocast(logits.device.type, enabled=False):
-            return logits.float().log_softmax(-1)
+        return x
 
     def _pool(self, x: Tensor, lengths: Tensor) -> Tensor:
         if self.config.pooling == "attentive":
             return self.attention(x, lengths)
         pool = mean_of_frames if self.config.pooling == "mean" else mean_and_deviation
         return pool(x, lengths)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Float32 log-probabilities, under autocast too."""
+    with torch.autocast(logits.device.type, enabled=False):
+        return logits.float().log_softmax(-1)
