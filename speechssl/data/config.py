@@ -7,6 +7,31 @@ from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """A kind of noise: noises, music, or the babble of several speakers at once."""
+
+    cuts: str
+    """Cuts of its recordings."""
+    share: float = 1.0
+    """How often it is drawn, against the shares of the other kinds."""
+    ratio_db: tuple[float, float] = (0.0, 15.0)
+    """Range of the energy of the utterance over that of the added noise, in dB."""
+    count: tuple[int, int] = (1, 1)
+    """Fewest and most recordings that are added together; their sum has the ratio. Babble of
+    MUSAN's speech: (3, 7)."""
+
+    def __post_init__(self) -> None:
+        if self.share <= 0:
+            raise ValueError(f"noises.share: found {self.share}, want more than 0")
+        low, high = self.ratio_db
+        if low > high:
+            raise ValueError(f"noises.ratio_db: found ({low}, {high}), want (low, high)")
+        fewest, most = self.count
+        if not 1 <= fewest <= most:
+            raise ValueError(f"noises.count: found ({fewest}, {most}), want (fewest, most), from 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MixingConfig:
     """WavLM's corruption: some utterances get another one, or noise, on top of a part of them."""
 
@@ -18,17 +43,24 @@ class MixingConfig:
     """Range of the energy of the utterance over that of the added speech, in dB."""
     noise_ratio_db: tuple[float, float] = (-5.0, 20.0)
     """Range of the energy of the utterance over that of the added noise, in dB."""
+    min_overlap: float = 0.0
+    """Shortest mixed part, as a share of the utterance; 1 with max_overlap 1: all of it, as far as
+    what is added is as long."""
     max_overlap: float = 0.5
     """Longest mixed part, as a share of the utterance."""
     noise_cuts: str | None = None
-    """Cuts of noise recordings; needed when noise_probability is above 0."""
+    """Cuts of noise recordings; these, or noises, are needed when noise_probability is above 0."""
+    noises: list[NoiseConfig] = dataclasses.field(default_factory=list)
+    """Kinds of noise in place of noise_cuts and noise_ratio_db, each with its own ratio and number
+    of recordings at once; an utterance gets one kind."""
     rir_cuts: str | None = None
     """Cuts of room impulse responses; needed when rir_probability is above 0."""
     rir_probability: float = 0.0
     """Share of all utterances whose corrupted view is reverberated before any mixing."""
 
     def __post_init__(self) -> None:
-        for name in ("probability", "noise_probability", "rir_probability", "max_overlap"):
+        shares = ("probability", "noise_probability", "rir_probability")
+        for name in (*shares, "min_overlap", "max_overlap"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"mixing.{name}: found {value}, want a number in [0, 1]")
@@ -36,8 +68,20 @@ class MixingConfig:
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"mixing.{name}: found ({low}, {high}), want (low, high)")
+        if self.min_overlap > self.max_overlap:
+            raise ValueError(
+                f"mixing.min_overlap: found {self.min_overlap}, want at most max_overlap, "
+                f"{self.max_overlap}"
+            )
+        if self.noises and (self.noise_cuts is not None or not self.noise_probability):
+            raise ValueError(
+                f"mixing.noises: found {len(self.noises)} with noise_cuts {self.noise_cuts!r} and "
+                f"noise_probability {self.noise_probability}, want no noise_cuts beside them, and "
+                "a probability above 0"
+            )
         for share, cuts in (("noise_probability", "noise_cuts"), ("rir_probability", "rir_cuts")):
-            if getattr(self, share) > 0 and getattr(self, cuts) is None:
+            given = self.noises if cuts == "noise_cuts" else None
+            if getattr(self, share) > 0 and getattr(self, cuts) is None and not given:
                 raise ValueError(
                     f"mixing.{cuts}: found none, but mixing.{share} is {getattr(self, share)}; "
                     f"give a cuts_*.jsonl.gz, or set mixing.{share} to 0"

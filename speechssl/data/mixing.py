@@ -1,10 +1,13 @@
 """Utterance and noise mixing: a corrupted view whose targets stay those of the clean utterance.
 
-Source: WavLM (Chen et al., 2022), section III-B and algorithm 1.
+Source: WavLM (Chen et al., 2022), section III-B and algorithm 1; Snyder et al. 2018 ("X-vectors"),
+section 3.3, for kinds of noise with their own ratios and for babble, which is a sum of speakers.
 Differs: the partner is drawn from the clean utterances of the whole update and is never the
 utterance itself (the official code can draw it, or a row mixed before), so the result depends on
 neither micro-batches nor ranks; the power of the added signal is that of the part added, so that
 the energy ratio is exact; a short partner is added at its length instead of being repeated.
+Recordings added together are brought to one power, and their sum to the ratio; Kaldi's recipe
+brings each to a ratio of its own, so that seven speakers are louder than three.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from speechssl.data.config import MixingConfig
-from speechssl.data.draws import mix, uniform
-from speechssl.data.index import SAMPLE_RATE, CutIndices
+from speechssl.data.config import MixingConfig, NoiseConfig
+from speechssl.data.draws import Permutation, mix, uniform
+from speechssl.data.index import SAMPLE_RATE, CutIndices, CutRecord
 from speechssl.data.reader import AudioError, read_part
 
 # Streams of an utterance's seed; `sampler.crop_start` uses 1.
 _MIXED, _IS_NOISE, _PARTNER, _RATIO, _OVERLAP, _PLACE, _FROM, _RIR, _WHICH_RIR = range(10, 19)
+_KIND, _COUNT, _OTHERS = range(19, 22)
 
 ReadPartner = Callable[[int, float, int], np.ndarray]
 """(position in the update, start as a share in [0, 1), most samples) -> clean samples."""
@@ -28,12 +32,17 @@ ReadPartner = Callable[[int, float, int], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """What was added to an utterance; for logs and tests."""
+    """What was added to an utterance; for logs and tests.
+
+    partner: position of the utterance that was added, None for noise. kind: place of the noise in
+        `Mixer.kinds`, None for speech.
+    """
 
     partner: int | None
     begin: int
     length: int
     ratio_db: float
+    kind: int | None = None
 
 
 def partner_of(seed: int, own: int, count: int) -> int | None:
@@ -73,7 +82,16 @@ class Mixer:
 
     def __init__(self, config: MixingConfig) -> None:
         self.config = config
-        self.noise = CutIndices([config.noise_cuts]) if config.noise_cuts else None
+        self.kinds = tuple(config.noises)
+        if config.noise_cuts:
+            self.kinds = (NoiseConfig(cuts=config.noise_cuts, ratio_db=config.noise_ratio_db),)
+        self.noises = [CutIndices([kind.cuts]) for kind in self.kinds]
+        for kind, cuts in zip(self.kinds, self.noises, strict=True):
+            if len(cuts) < kind.count[1]:
+                raise ValueError(
+                    f"mixing.noises: found {len(cuts)} recordings in {kind.cuts}, want at least "
+                    f"{kind.count[1]}, the most of count {kind.count}; lower it, or add recordings"
+                )
         self.rirs = CutIndices([config.rir_cuts]) if config.rir_cuts else None
 
     def touches(self, seed: int) -> bool:
@@ -94,17 +112,21 @@ class Mixer:
         if uniform(seed, _MIXED) >= config.probability or not len(wave):
             return None
         is_noise = uniform(seed, _IS_NOISE) < config.noise_probability
-        low, high = config.noise_ratio_db if is_noise else config.speech_ratio_db
+        kind = self._kind(seed) if is_noise else None
+        low, high = config.speech_ratio_db if kind is None else self.kinds[kind].ratio_db
         ratio_db = low + (high - low) * uniform(seed, _RATIO)
-        longest = int(uniform(seed, _OVERLAP) * (config.max_overlap * len(wave) + 1))
+        shortest = config.min_overlap * len(wave)
+        most = config.max_overlap * len(wave)
+        longest = int(shortest + uniform(seed, _OVERLAP) * (most - shortest + 1))
         longest = min(longest, len(wave))
         partner = None if is_noise else partner_of(seed, own, count)
         if not longest or (not is_noise and partner is None):
             return None
         try:
-            if partner is None:
-                added = self._noise(seed, longest)
+            if kind is not None:
+                added = self._noise(seed, kind, longest)
             else:
+                assert partner is not None
                 added = read_partner(partner, uniform(seed, _FROM), longest)
         except AudioError:
             # Named where the utterance or noise itself is read; here it just adds nothing.
@@ -112,14 +134,32 @@ class Mixer:
         begin = int(uniform(seed, _PLACE) * (len(wave) - len(added) + 1))
         if not len(added) or not add_scaled(wave, added, begin, ratio_db):
             return None
-        return Mixture(partner, begin, len(added), ratio_db)
+        return Mixture(partner, begin, len(added), ratio_db, kind)
 
-    def _noise(self, seed: int, longest: int) -> np.ndarray:
-        assert self.noise is not None
-        record = self.noise[mix(seed, _PARTNER) % len(self.noise)]
-        length = min(longest, record.num_samples)
-        start = int(uniform(seed, _FROM) * (record.num_samples - length + 1))
-        return read_part(record, start, length)
+    def _kind(self, seed: int) -> int:
+        """Place of a kind of noise, drawn by the shares."""
+        shares = np.cumsum([kind.share for kind in self.kinds])
+        drawn = uniform(seed, _KIND) * shares[-1]
+        return min(int(np.searchsorted(shares, drawn, side="right")), len(shares) - 1)
+
+    def _noise(self, seed: int, kind: int, longest: int) -> np.ndarray:
+        """At most `longest` samples of one recording, or of the sum of several different ones."""
+        cuts, (fewest, most) = self.noises[kind], self.kinds[kind].count
+        count = fewest + int(uniform(seed, _COUNT) * (most - fewest + 1))
+        first = mix(seed, _PARTNER) % len(cuts)
+        if count == 1:
+            return _read_noise(cuts[first], seed, longest)
+        others = Permutation(len(cuts) - 1, mix(seed, _OTHERS))(np.arange(count - 1))
+        places = [first, *((first + 1 + others) % len(cuts)).tolist()]
+        seeds = [mix(seed, _OTHERS, i) for i in range(count)]
+        parts = [_read_noise(cuts[p], s, longest) for p, s in zip(places, seeds, strict=True)]
+        added = np.zeros(max(map(len, parts)), np.float32)
+        for part, own in zip(parts, seeds, strict=True):
+            power = mean_square(part)
+            if power > 0:
+                begin = int(uniform(own, _PLACE) * (len(added) - len(part) + 1))
+                added[begin : begin + len(part)] += part / np.float32(np.sqrt(power))
+        return added
 
     def _reverberate(self, wave: np.ndarray, seed: int) -> None:
         """Convolve in place with a room impulse response, keeping onset and power.
@@ -138,3 +178,10 @@ class Mixer:
         power, wet_power = mean_square(wave), mean_square(wet)
         if wet_power > 0:
             wave[:] = wet * np.sqrt(power / wet_power)
+
+
+def _read_noise(record: CutRecord, seed: int, longest: int) -> np.ndarray:
+    """A part from anywhere in a recording; all of one that is not longer than `longest`."""
+    length = min(longest, record.num_samples)
+    start = int(uniform(seed, _FROM) * (record.num_samples - length + 1))
+    return read_part(record, start, length)

@@ -125,7 +125,7 @@ def test_phases_go_on_from_each_other_and_all_trials_are_scored_four_ways(
     words = corpora(copy, "vox1", "vox2", "musan", "rirs")
     words += ["--upstream", str(copy.folder / "hubert")]
     calls = copy.calls("voxceleb/speaker", *words)
-    lists = str(copy.folder / "vox1")
+    lists, text = str(copy.folder / "vox1"), "\n".join(calls)
     assert any(f"--trials {lists}/list_test_all2.txt" in c and "prepare" in c for c in calls)
     head, tune, large = (c for c in calls if "speechssl.bin.finetune" in c)
     folder = "exp/hubert_ecapa/seed1"
@@ -133,7 +133,12 @@ def test_phases_go_on_from_each_other_and_all_trials_are_scored_four_ways(
     assert f"--init {folder}/head --init_head true" in tune and "conf/tune.yaml" in tune
     assert f"--init {folder}/tune --init_head true" in large and "conf/large.yaml" in large
     for call in (head, tune):
-        assert "noise_cuts: data/musan/cuts_noise.jsonl.gz" in call
+        kinds = "".join(
+            f"{{cuts: data/musan/cuts_{name}.jsonl.gz, ratio_db: {rest}}}, "
+            for name, rest in (("noise", "[0, 15]"), ("music", "[5, 15]"),
+                               ("speech", "[13, 20], count: [3, 7]"))
+        )  # fmt: skip
+        assert f"noises: [{kinds[:-2]}]" in call and "parts: [noise, music, speech]" in text
         assert "rir_cuts: data/rirs/cuts_sim_rir.jsonl.gz" in call
     assert "mixing" not in large
     scores = [c for c in calls if c.startswith("speechssl score")]
@@ -195,6 +200,8 @@ def write_miniatures(folder: Path) -> None:
     make_voxceleb2(folder / "vox2")
     for name, seconds in (
         ("musan/noise/free-sound/noise-free-sound-0000", 3.0),
+        ("musan/music/fma/music-fma-0000", 3.0),
+        *((f"musan/speech/librivox/speech-librivox-000{i}", 2.0) for i in range(7)),
         ("RIRS_NOISES/simulated_rirs/smallroom/Room001/Room001-00001", 0.2),
         ("RIRS_NOISES/simulated_rirs/mediumroom/Room001/Room001-00001", 0.2),
         ("RIRS_NOISES/simulated_rirs/largeroom/Room001/Room001-00001", 0.2),

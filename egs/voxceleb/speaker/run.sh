@@ -25,7 +25,7 @@ voxceleb_two=             # VoxCeleb2's folder, to train on
 lists=              # folder of veri_test2.txt, list_test_all2.txt, list_test_hard2.txt; empty: VOXCELEB_ONE
 train_on=vox2       # vox2, or vox1 (then only VoxCeleb1-O can be scored)
 trials=             # lists to score, of O E H; empty: all that the training allows
-musan=              # MUSAN's folder: its noises are added; empty: none
+musan=              # MUSAN's folder: its noises, music and babble of its speech are added; empty: none
 rirs=               # RIRS_NOISES: its simulated rooms are added; empty: none
 upstream=logmel     # logmel, random, or a model's folder: own or transformers
 system=ecapa        # ecapa, or xvector with AM-softmax as in SUPERB: conf/SYSTEM.yaml
@@ -84,7 +84,7 @@ stage 1 "manifests, calibration trials" && {
   if [[ -n $musan ]]; then
     want_folder --musan "$musan" https://www.openslr.org/17
     run "$data/musan/prepare" speechssl prepare lhotse_recipe --name musan --source "$musan" \
-      --arguments "{parts: [noise]}" --output "$data/musan"
+      --arguments "{parts: [noise, music, speech]}" --output "$data/musan"
   fi
   if [[ -n $rirs ]]; then
     want_folder --rirs "$rirs" https://www.openslr.org/28
@@ -94,7 +94,12 @@ stage 1 "manifests, calibration trials" && {
 }
 
 mixed=
-[[ -z $musan ]] || mixed="probability: 0.6, noise_probability: 1.0, noise_ratio_db: [0, 15], max_overlap: 1.0, noise_cuts: $data/musan/cuts_noise.jsonl.gz"
+if [[ -n $musan ]]; then  # the three kinds of MUSAN with the ratios of Snyder et al. 2018
+  kinds="{cuts: $data/musan/cuts_noise.jsonl.gz, ratio_db: [0, 15]}"
+  kinds+=", {cuts: $data/musan/cuts_music.jsonl.gz, ratio_db: [5, 15]}"
+  kinds+=", {cuts: $data/musan/cuts_speech.jsonl.gz, ratio_db: [13, 20], count: [3, 7]}"
+  mixed="probability: 0.6, noise_probability: 1.0, min_overlap: 1.0, max_overlap: 1.0, noises: [$kinds]"
+fi
 [[ -z $rirs ]] || mixed="${mixed:-probability: 0.0}, rir_probability: 0.5, rir_cuts: $data/rirs/cuts_sim_rir.jsonl.gz"
 if [[ $upstream == logmel && $phases == *tune* ]]; then
   log "upstream logmel has nothing to tune: phase tune is left out"
