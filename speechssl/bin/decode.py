@@ -22,10 +22,11 @@ DESCRIPTION = """Transcribe recordings with a fine-tuned recogniser: hyp.jsonl (
 what was heard) and decode.json (how, and how fast). With --sweep, the weights of the beam search
 are chosen on these cuts and written to best.json, for --tuned.
 
-With a model that classifies utterances: predictions.jsonl, with probabilities; with one for
-speakers: embeddings.npy and embeddings.jsonl; one that diarizes: segments.jsonl and hyp.rttm;
-one for slots or numbers: slots.jsonl or values.jsonl;
-one that separates: estimates.jsonl and audio/. `speechssl score` reads each of them."""
+With a model that classifies utterances: predictions.jsonl, with probabilities, and with the
+transcript and further fields if it has them; with one for speakers: embeddings.npy and
+embeddings.jsonl; one that diarizes: segments.jsonl and hyp.rttm; one for slots or numbers:
+slots.jsonl or values.jsonl; one that separates: estimates.jsonl and audio/. `speechssl score` reads
+each of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ def run(options: DecodeOptions) -> int:
     device = dist.init(options.device)
     opened = open_model(options.model)
     if decode_utterances.handles(opened.head):
-        return decode_utterances.run(options, opened.head, device)
+        return decode_utterances.run(options, opened.head, device, opened.tokenizer)
     if decode_tasks.handles(opened.head):
         return decode_tasks.run(options, opened.head, device)
     head, tokenizer = _recogniser(opened, options.model)

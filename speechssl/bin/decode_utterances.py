@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from speechssl.config import to_dict
 
 if TYPE_CHECKING:
     from speechssl.bin.decode import DecodeOptions
+    from speechssl.data.text import Tokenizer
 
 MOST_PROBABILITIES = 100
 """Classes, from the most probable on, whose probabilities a prediction states."""
@@ -21,8 +24,13 @@ def handles(head: Any) -> bool:
     return hasattr(head, "class_log_probs") or hasattr(head, "embed")
 
 
-def run(options: DecodeOptions, head: Any, device: Any) -> int:
-    """Write predictions.jsonl, or embeddings.npy with embeddings.jsonl; decode.json in any case."""
+def run(
+    options: DecodeOptions, head: Any, device: Any, tokenizer: Mapping[str, Any] | None = None
+) -> int:
+    """Write predictions.jsonl, or embeddings.npy with embeddings.jsonl; decode.json in any case.
+
+    tokenizer: as model.json holds it, for a head that transcribes too.
+    """
     from tqdm import tqdm
 
     from speechssl import dist
@@ -43,15 +51,18 @@ def run(options: DecodeOptions, head: Any, device: Any) -> int:
             "duration": cut.get("duration"),
             "speaker": field_of(cut, "speaker"),
         }
+        if hasattr(head, "joint_answers"):
+            described[cut["id"]]["cut"] = cut
     clock = {"audio_s": 0.0, "forward_s": 0.0}
     skipped: list[str] = []
     total = -(-len(described) // dist.world_size())
     answer = head.class_log_probs if hasattr(head, "class_log_probs") else head.embed
-    found = answers(options, head.encoder, lambda *w: (answer(*w), None), device, clock, skipped)
+    ask = getattr(head, "joint_answers", lambda *w: (answer(*w), None))
+    found = answers(options, head.encoder, ask, device, clock, skipped)
     rows = dict(tqdm(found, total=total, desc="decode", unit="utt", disable=None))
     parts = dist.gather_objects((rows, skipped, clock))
     if dist.is_main():
-        _write(options, head, described, parts)
+        _write(options, head, described, parts, tokenizer)
     return 0
 
 
@@ -60,8 +71,10 @@ def _write(
     head: Any,
     described: dict[str, dict[str, Any]],
     parts: list[tuple[dict[str, Any], list[str], dict[str, float]]],
+    tokenizer: Mapping[str, Any] | None,
 ) -> None:
     from speechssl.bin.score import write_text
+    from speechssl.data.text import Tokenizer
 
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +87,12 @@ def _write(
         (folder / stale).unlink(missing_ok=True)
     if hasattr(head, "class_log_probs"):
         name = "predictions.jsonl"
-        lines = [_prediction(i, info, answers[i], head) for i, info in kept.items()]
+        rows = [_prediction(i, info, answers[i], head) for i, info in kept.items()]
+        if hasattr(head, "joint_answers"):
+            read = None if tokenizer is None else Tokenizer.from_dict(tokenizer)
+            for row, info in zip(rows, kept.values(), strict=True):
+                row |= _further(info["cut"], answers[row["id"]], head, read)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         write_text(folder / name, "".join(lines))
     else:
         name = "embeddings.npy"
@@ -93,16 +111,35 @@ def _write(
         print(f"skipped {entry}")
 
 
-def _prediction(cut_id: str, info: dict[str, Any], log_probs: Any, head: Any) -> str:
+def _prediction(cut_id: str, info: dict[str, Any], answer: Any, head: Any) -> dict[str, Any]:
     import numpy as np
 
     classes = head.config.classes
-    probabilities = np.exp(log_probs.astype(np.float64))
+    probabilities = np.exp(answer[: len(classes)].astype(np.float64))
     order = np.argsort(-probabilities, kind="stable")[:MOST_PROBABILITIES]
     row = {"id": cut_id, "ref": info["ref"], "hyp": classes[order[0]]}
     row["probabilities"] = {classes[i]: round(float(probabilities[i]), 6) for i in order}
-    row |= {"duration": info["duration"], "speaker": info["speaker"]}
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return row | {"duration": info["duration"], "speaker": info["speaker"]}
+
+
+def _further(
+    cut: Mapping[str, Any], answer: Any, head: Any, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """What a row of `joint_answers` holds behind the classes: further fields, and the transcript.
+
+    A reference is None where the cut has none.
+    """
+    from speechssl.data.fields import field_of
+
+    at, row = len(head.config.classes), {"further": {}}
+    for name, values in zip(head.config.further, head.config.further_values, strict=True):
+        hyp = values[int(answer[at : at + len(values)].argmax())]
+        row["further"][name] = {"ref": field_of(cut, name), "hyp": hyp}
+        at += len(values)
+    if tokenizer is not None:
+        tokens = [int(token) for token, _ in itertools.groupby(answer[at:])]
+        row["text"] = {"ref": field_of(cut, "text"), "hyp": tokenizer.decode(tokens)}
+    return row
 
 
 def _write_embeddings(folder: Path, kept: dict[str, dict[str, Any]], answers: dict) -> None:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 DESCRIPTION = """Score what `speechssl decode` wrote. A recogniser: word and character error rates.
-A classifier: accuracy, UAR and macro F1. Speakers: EER and minDCF on --trials, of cosines or PLDA,
-AS-norm on either, and with --calibrate Cllr too. Diarization: DER and JER. Slots: exact
-matches and F1. Numbers: CCC. Waves: SI-SDR, and PESQ and STOI where installed."""
+A classifier: accuracy, UAR and macro F1, those of further fields, and error rates of transcripts
+where it has them. Speakers: EER and minDCF on --trials, of cosines or PLDA, AS-norm on either, and
+with --calibrate Cllr too. Diarization: DER and JER. Slots: exact matches and F1. Numbers: CCC.
+Waves: SI-SDR, and PESQ and STOI where installed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def _results(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
     from speechssl.bin import score_tasks, score_trials, score_utterances
 
     if (folder / "predictions.jsonl").is_file():
-        results = score_utterances.classification(folder)
+        results = score_utterances.classification(folder, options.normalisation)
         return results, score_utterances.classification_table(results)
     if (folder / "embeddings.npy").is_file():
         results = score_trials.verification(folder, options)

@@ -122,6 +122,7 @@ class Collator:
     """Reads tasks. Holds only memory-mapped or small things, and can be pickled.
 
     max_samples: longer cuts are cropped: at random, or in the middle where epoch is -1.
+    untranscribed: with a tokenizer, "skip" or "keep" cuts without transcript.
     """
 
     def __init__(
@@ -135,11 +136,12 @@ class Collator:
         tokenizer: Tokenizer | None = None,
         mixer: Mixer | None = None,
         speeds: Sequence[float] = (),
+        untranscribed: str = "skip",
     ) -> None:
         self.cuts, self.seed, self.hop_samples = cuts, seed, hop_samples
         self.max_samples = max_samples
         self.stores, self.tokenizer, self.mixer = stores or {}, tokenizer, mixer
-        self.speeds = tuple(speeds)
+        self.speeds, self.untranscribed = tuple(speeds), untranscribed
         self.grid = _crop_grid(hop_samples, self.stores.values())
         self.pool = Pool()
 
@@ -231,10 +233,13 @@ class Collator:
                 store, row.record, row.start, row.length, self.hop_samples
             )
         if self.tokenizer is not None:
-            if row.record.text is None:
-                raise UnusableError("has no transcript, but a tokenizer is given")
+            if row.record.text is None and self.untranscribed == "skip":
+                raise UnusableError(
+                    "has no transcript, but a tokenizer is given (data.untranscribed: keep uses "
+                    "it for what else the head learns)"
+                )
             try:
-                row.text = self.tokenizer.encode(row.record.text)
+                row.text = self.tokenizer.encode(row.record.text or "")
             except UnknownCharacterError as error:
                 raise UnusableError(str(error)) from None
 

@@ -101,6 +101,9 @@ class DataConfig:
     tokenizer: str | None = None
     """A tokenizer.json; adds the targets "text" and "text_lengths" made from the transcripts.
     Utterances longer than max_seconds are then dropped, never cropped."""
+    untranscribed: Literal["skip", "keep"] = "skip"
+    """With a tokenizer, cuts without transcript: skipped as unusable, or kept with an empty one,
+    for heads that learn something else of them too."""
     classes: str | None = None
     """Folder of a label store of utterance labels; adds the target "classes". Fine-tuning makes it
     of head.field."""
@@ -152,6 +155,8 @@ class DataConfig:
             )
         if self.long not in ("crop", "drop"):
             raise ValueError(f"long: found {self.long!r}, want crop or drop")
+        if self.untranscribed not in ("skip", "keep"):
+            raise ValueError(f"untranscribed: found {self.untranscribed!r}, want skip or keep")
         for name in ("window", "buckets"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, want 1 or more")

@@ -319,6 +319,7 @@ class FeatureSource(CutSource):
             max_samples=plain.max_samples,
             stores=plain.stores,
             tokenizer=plain.tokenizer,
+            untranscribed=plain.untranscribed,
         )
         collator.cache = self.cache
         return collator

@@ -129,6 +129,7 @@ class CutSource:
             tokenizer=tokenizer,
             mixer=Mixer(config.mixing) if config.mixing else None,
             speeds=config.speeds if self.split == "train" else (),
+            untranscribed=config.untranscribed,
         )
 
     def _announce(self, counts: Mapping[str, int]) -> None:

@@ -192,6 +192,11 @@ def test_an_utterance_without_labels_or_transcript_is_skipped_by_name(
     assert reasons.keys() == {"good0", "good1", "good3"}
     assert "no transcript" in reasons["good0"] and "Ω" in reasons["good1"]
     assert "none for 'good3'" in reasons["good3"]
+    _, update = _one(tmp_path, good, **options, untranscribed="keep")
+    (batch,) = update.batches
+    own = dict(zip(batch.ids, batch.targets["text_lengths"].tolist(), strict=True))
+    assert own == {"good0": 0, "good2": 2} and len(batch.targets["text"]) == 2
+    assert sorted(s.split(": ")[0] for s in update.skipped) == ["good1", "good3"]
 
 
 def test_labels_of_a_recording_serve_its_cuts_at_their_time(
