@@ -210,6 +210,7 @@ def write_miniatures(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         fading = np.exp(-np.arange(round(16000 * seconds)) / 4000)
         soundfile.write(path, 0.3 * fading * random.standard_normal(len(fading)), 16000)
+    (folder / "musan/music/fma/ANNOTATIONS").write_text("music-fma-0000 baroque N someone\n")
 
 
 @pytest.mark.slow
