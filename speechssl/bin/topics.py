@@ -256,6 +256,11 @@ def show(config: ShowConfig) -> None:
     from speechssl.labels.topic_measure import association, listing, table
     from speechssl.report.topics import association_svg
 
+    if not (Path(config.topics) / "meta.json").is_file():
+        raise ValueError(
+            f"topics: found no label store in {config.topics}, want the output of `speechssl "
+            "topics apply`"
+        )
     store = LabelStore.open(config.topics)
     fields, topic_of, strata, seen = _collect(config, store)
     counts = np.bincount(topic_of, minlength=store.classes)
@@ -300,7 +305,8 @@ def _collect(
     """Fields with values, the topic and the stratum of each document, and counts of cuts."""
     import numpy as np
 
-    from speechssl.labels.topic_documents import group_name, read_cuts
+    from speechssl.labels.cuts import read_cuts
+    from speechssl.labels.topic_documents import group_name
     from speechssl.labels.topic_measure import FIELDS, Field, field_values
 
     if store.frame_rate_hz or store.values != 1:
@@ -335,6 +341,11 @@ def _collect(
             f"fields: found no two values of {', '.join(absent or fields)} in the {cuts - without} "
             "cuts that have a topic, want at least two; leave these out, or give cuts that hold "
             "them"
+        )
+    if config.within and not any(strata):
+        raise ValueError(
+            f"within: found no {config.within} in the {cuts - without} cuts that have a topic, "
+            "want a field that they hold"
         )
     strata_of = np.unique(np.array(strata), return_inverse=True)[1]
     return found, np.array(topics), strata_of, {"cuts": cuts, "without_topic": without}

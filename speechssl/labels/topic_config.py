@@ -76,7 +76,7 @@ class LearningConfig:
     min_topic_documents: int = 1
     """A topic with fewer documents counts as empty."""
     jobs: int = 1
-    """Processes for the documents of a mini-batch."""
+    """Processes for the documents of a mini-batch. Another number gives slightly other topics."""
     seed: int = 0
     """Topics follow from it."""
 
@@ -90,6 +90,9 @@ class LearningConfig:
             raise ValueError(
                 f"learning_decay: found {self.learning_decay}, want above 0.5, at most 1"
             )
+        for name in ("learning_offset", "repairs", "min_topic_documents"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, want 0 or more")
         for name in ("topic_prior", "word_prior"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -131,6 +134,12 @@ class ApplyConfig(DocumentsConfig):
     """Documents at once."""
     jobs: int = 1
     """Processes for the documents of a batch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_documents", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, want 1 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speechssl.data.label_store import LabelStore, hash_id
+from speechssl.labels.cuts import read_cuts
 from speechssl.labels.topic_config import WordsConfig
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ MOST_CANDIDATES = 5_000_000
 def group_name(cut: Any, group: str) -> str:
     """The document that a cut belongs to. A cut without a speaker is one of its own."""
     if group == "recording":
-        return str(cut.recording_id)
+        return _recording(cut)
     if group == "speaker":
         names = {s.speaker for s in cut.supervisions if s.speaker is not None}
         if len(names) == 1:
@@ -38,12 +39,9 @@ def group_name(cut: Any, group: str) -> str:
     return f"utterance {cut.id}"
 
 
-def read_cuts(paths: Sequence[str]) -> Iterator[Any]:
-    """The cuts of some manifests, lazily."""
-    from lhotse import CutSet
-
-    for path in paths:
-        yield from CutSet.from_file(path)
+def _recording(cut: Any) -> str:
+    """A mixed or padded cut has no recording, and stands for one itself."""
+    return str(getattr(cut, "recording_id", cut.id))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,7 @@ class DocumentIndex:
         window = float(store.meta.get("window_seconds", 0.025))
         for cut in read_cuts(cuts):
             own.append(hash_id(cut.id))
-            recording.append(hash_id(getattr(cut, "recording_id", cut.id)))
+            recording.append(hash_id(_recording(cut)))
             documents.append(hash_id(group_name(cut, group)))
             firsts.append(round(cut.start * rate))
             counts.append(max(0, int((cut.duration - window) * rate + 1e-6) + 1))

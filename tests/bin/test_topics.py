@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -92,6 +93,8 @@ def test_topics_of_two_worlds_are_told_and_shown(
     assert run("show", *words, "--output", tmp_path / "w.json", "--within", "theme") == 0
     within = json.loads((tmp_path / "w.json").read_text())["associations"]
     assert abs(within["speaker"]["z"] or 0.0) < 4
+    assert run("show", *words, "--output", tmp_path / "x.json", "--within", "corpus") == 1
+    assert "within: found no corpus in the 120 cuts" in capsys.readouterr().err
 
 
 def test_posteriors_sum_to_one_and_peak_at_the_label(world: tuple[Path, dict[str, int]]) -> None:
@@ -189,9 +192,58 @@ def test_units_of_another_clustering_are_refused(
     assert run("show", "--topics", folder / "units", "--cuts", f"[{folder / 'cuts.jsonl.gz'}]",
                "--output", tmp_path / "s.json") == 1  # fmt: skip
     assert "topics apply" in capsys.readouterr().err
+    assert run("show", "--topics", folder / "model", "--cuts", f"[{folder / 'cuts.jsonl.gz'}]",
+               "--output", tmp_path / "s.json") == 1  # fmt: skip
+    assert "want the output of `speechssl topics apply`" in capsys.readouterr().err
     assert run("fit", "--labels", folder / "model" / "labels", "--cuts",
                f"[{folder / 'cuts.jsonl.gz'}]", "--output", tmp_path / "m") == 1  # fmt: skip
     assert "want units per frame" in capsys.readouterr().err
+
+
+def test_a_manifest_that_is_not_there_is_named(
+    world: tuple[Path, dict[str, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = world
+    labels, topics_of = ("--labels", folder / "units"), ("--topics", folder / "model" / "labels")
+    for words in (("fit", *labels), ("show", *topics_of)):
+        assert (
+            run(*words, "--cuts", f"[{tmp_path / 'no.jsonl.gz'}]", "--output", tmp_path / "m") == 1
+        )
+        assert "no.jsonl.gz, want a cuts_*.jsonl.gz or a Shar folder" in capsys.readouterr().err
+
+
+def test_cuts_of_a_shar_folder_are_read(world: tuple[Path, dict[str, int]], tmp_path: Path) -> None:
+    folder, worlds = world
+    rows = gzip.decompress((folder / "cuts.jsonl.gz").read_bytes()).splitlines(keepends=True)
+    (tmp_path / "shar").mkdir()
+    for number, part in enumerate((rows[:50], rows[50:])):
+        with gzip.open(tmp_path / "shar" / f"cuts.{number:06d}.jsonl.gz", "wb") as file:
+            file.writelines(part)
+    assert run("apply", "--topics", folder / "model", "--labels", folder / "units", "--cuts",
+               f"[{tmp_path / 'shar'}]", "--output", tmp_path / "l") == 0  # fmt: skip
+    one, two = LabelStore.open(folder / "model" / "labels"), LabelStore.open(tmp_path / "l")
+    assert len(two) == 120 and all(one.value(i) == two.value(i) for i in worlds)
+
+
+@pytest.mark.parametrize(
+    ("action", "option", "value"),
+    [
+        ("fit", "learning_offset", -3),
+        ("fit", "repairs", -1),
+        ("fit", "min_topic_documents", -1),
+        ("apply", "batch_documents", 0),
+        ("apply", "jobs", 0),
+    ],
+)
+def test_numbers_out_of_range_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str, option: str, value: int
+) -> None:
+    with pytest.raises(SystemExit):
+        run(action, "--topics", 5, "--labels", "l", "--cuts", "[c]", "--output", tmp_path / "o",
+            f"--{option}", value)  # fmt: skip
+    assert f"{option}: found {float(value) if option == 'learning_offset' else value}, want" in (
+        capsys.readouterr().err
+    )
 
 
 def test_an_utterance_without_a_known_word_gets_no_topic_and_is_named(tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ def test_a_cut_without_one_speaker_is_a_document_of_its_own() -> None:
     assert own == {group_name(cut(), "utterance")}
     assert group_name(cut("a", None), "speaker") == group_name(cut("a"), "speaker") not in own
     assert group_name(cut("a"), "recording") == "r"
+    mixed = SimpleNamespace(id="m", supervisions=[])
+    assert group_name(mixed, "recording") == "m"
 
 
 def build(folder: Path, ngrams: list[int], group: str = "utterance") -> tuple[Documents, list]:
