@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,11 +118,17 @@ def _separation(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], st
     import numpy as np
     import soundfile
 
-    from speechssl.score.separation import LIBRARIES, available, separation_results, wave_figures
+    from speechssl.score.separation import (
+        LIBRARIES,
+        audio_digest,
+        available,
+        separation_results,
+        wave_figures,
+    )
 
     there = available()
     perceptual = [name for name, found in there.items() if found]
-    rows, utterances = [], 0
+    rows, utterances, heard = [], 0, []
     for number, entry in entries(folder / "estimates.jsonl"):
         sources, estimates = entry.get("sources"), entry.get("estimates")
         if not sources or not estimates or len(sources) != len(estimates):
@@ -135,13 +142,18 @@ def _separation(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], st
         length = min(map(len, waves))
         found = np.stack([w[:length] for w in waves])
         count = 1 + len(estimates)
+        heard.append(audio_digest(str(entry.get("id")), [waves[0], *waves[count:]]))
         rows += wave_figures(found[0], found[1:count], found[count:], perceptual)
         utterances += 1
     results = separation_results(rows, utterances)
+    # Of mixtures and sources alone: equal digests tell that two systems heard the same test.
+    whole = "".join(sorted(heard)).encode()
+    results["test_digest"] = hashlib.blake2b(whole, digest_size=8).hexdigest()
     gain = results["si_sdr_improvement_db"]
     shown = (
         f"SI-SDR {results['si_sdr_db']:6.2f} dB, {gain:+.2f} dB against the mixture "
-        f"  {results['sources']} sources of {results['utterances']} mixtures"
+        f"  {results['sources']} sources of {results['utterances']} mixtures, "
+        f"digest {results['test_digest']}"
     )
     for name, library in LIBRARIES.items():
         value = f"{results[name]:.3f}" if there[name] else f"not measured: pip install {library}"

@@ -5,6 +5,7 @@ Shape legend: S sources, L samples.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from typing import Any
@@ -48,6 +49,14 @@ def best_order(found: np.ndarray, truth: np.ndarray) -> list[int]:
     """(S, L) and (S, L) -> for each truth the place of its wave, so that SI-SDR is the highest."""
     table = np.array([[si_sdr(x, y) for x in found] for y in truth])
     return [column for _, column in assign(-table)]
+
+
+def audio_digest(name: str, waves: Sequence[np.ndarray]) -> str:
+    """Hash of an utterance's name and waves (L,), exact to 24 bits a sample."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8)
+    for wave in waves:
+        digest.update(b"/" + np.asarray(wave).astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def available() -> dict[str, bool]:

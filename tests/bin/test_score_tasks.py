@@ -75,10 +75,40 @@ def test_waves_are_read_and_put_in_order(tmp_path: Path, capsys: Any) -> None:
     found = scored(tmp_path, "estimates.jsonl", [row])
     assert found["si_sdr_db"] > 90 and found["sources"] == 2
     assert found["si_sdr_improvement_db"] > 80
-    assert "against the mixture" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "against the mixture" in shown and f"digest {found['test_digest']}" in shown
     (tmp_path / "estimates.jsonl").write_text(json.dumps(row | {"sources": None}) + "\n")
     assert score.main(["--decode", str(tmp_path)]) == 2
     assert "tools/make_mixtures.py" in capsys.readouterr().err
+
+
+def test_the_digest_is_of_the_test_and_of_nothing_else(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    waves = np.round(0.1 * 2**15 * random.standard_normal((3, 2000))) / 2**15
+    for name, wave in zip("abc", waves, strict=True):
+        soundfile.write(tmp_path / f"{name}.wav", wave, 16000, subtype="FLOAT")
+        soundfile.write(tmp_path / f"{name}.flac", wave, 16000)
+
+    def digest(*rows: tuple[str, str, str, str]) -> str:
+        keys = ("id", "mixture", "source", "estimate")
+        found = [dict(zip(keys, row, strict=True)) for row in rows]
+        lines = [{"id": r["id"], "mixture": str(tmp_path / r["mixture"]),
+                  "sources": [str(tmp_path / r["source"])], "estimates": [r["estimate"]]}
+                 for r in found]  # fmt: skip
+        return scored(tmp_path, "estimates.jsonl", lines)["test_digest"]
+
+    first, second = ("x", "a.wav", "b.wav", "c.wav"), ("y", "b.wav", "a.wav", "c.wav")
+    whole = digest(first, second)
+    assert whole == digest(second, first)
+    assert whole == digest((*first[:3], "a.wav"), second)  # another system's answer
+    assert whole == digest(("x", "a.flac", "b.flac", "c.wav"), second)
+    others = [
+        digest(first),
+        digest(first, ("z", *second[1:])),
+        digest(("x", "c.wav", "b.wav", "c.wav"), second),
+        digest(("x", "a.wav", "c.wav", "c.wav"), second),
+    ]
+    assert len({whole, *others}) == 5
 
 
 def test_tags_of_a_transcript_are_slots(tmp_path: Path, capsys: Any) -> None:

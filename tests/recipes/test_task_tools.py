@@ -102,6 +102,70 @@ def test_mixtures_are_the_sum_of_their_sources(
             assert speakers[custom["of"][0]] != speakers[custom["of"][1]]
 
 
+def test_a_babble_is_the_sum_of_several_as_loud_as_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everyone's own part is found in it by projection: independent noises are near orthogonal."""
+    cuts, more = corpus(tmp_path, "talk", 2), corpus(tmp_path, "noises", 4)
+    for name, number in (("a/out", 9), ("b/out", 9), ("c/out", 4)):
+        tool(monkeypatch, "make_mixtures.py", "--cuts", cuts, "--noise", more, "--number", number,
+             "--noise-count", 2, 5, "--ratio-db", 13, 20,
+             "--output", tmp_path / name)  # fmt: skip
+    noises = {r["id"]: soundfile.read(r["recording"]["sources"][0]["source"])[0]
+              for r in cut_rows([str(more)])}  # fmt: skip
+    numbers = set()
+    for row in cut_rows([str(tmp_path / "a/out/cuts.jsonl.gz")]):
+        custom = row["supervisions"][0]["custom"]
+        names, path = custom["of"][1:], row["recording"]["sources"][0]["source"]
+        mixed, clean = soundfile.read(path)[0], soundfile.read(custom["sources"][0])[0]
+        added = mixed - clean
+        ratio_db = 10 * np.log10(np.square(clean).mean() / np.square(added).mean())
+        assert ratio_db == pytest.approx(custom["ratio_db"], abs=0.05) and 13 <= ratio_db <= 20
+        assert len(set(names)) == len(names)
+        shares = []
+        for name in noises:
+            tracks = np.correlate(np.pad(added, len(noises[name])), noises[name], "valid")
+            shares.append(np.abs(tracks).max() / np.linalg.norm(noises[name]))
+        there = np.array([n in names for n in noises])
+        own, others = np.array(shares)[there], np.array(shares)[~there]
+        equal = np.linalg.norm(added) / np.sqrt(len(names))
+        assert own.min() > 0.7 * equal and own.max() < 1.3 * equal and others.max() < 0.5 * equal
+        numbers.add(len(names))
+        again = Path(path.replace("/a/out/", "/b/out/"))
+        assert again.read_bytes() == Path(path).read_bytes()
+    assert len(numbers) > 2 and numbers <= {2, 3, 4, 5}
+    # Fewer mixtures are the first of more.
+    fewer = sorted((tmp_path / "c/out/mixed").iterdir())
+    assert len(fewer) == 4
+    assert all(p.read_bytes() == (tmp_path / "a/out/mixed" / p.name).read_bytes() for p in fewer)
+
+
+def test_silence_is_no_noise_and_wrong_numbers_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts, more = corpus(tmp_path, "talk", 1), corpus(tmp_path, "noises", 1)
+    silent = corpus(tmp_path, "silent", 1)
+    for row in cut_rows([str(silent)]):
+        size = row["recording"]["num_samples"]
+        soundfile.write(row["recording"]["sources"][0]["source"], np.zeros(size), 16000)
+    words = ["make_mixtures.py", "--cuts", cuts, "--number", 8, "--output", tmp_path / "out"]
+    tool(monkeypatch, *words, "--noise", more, silent)
+    for row in cut_rows([str(tmp_path / "out/cuts.jsonl.gz")]):
+        assert row["supervisions"][0]["custom"]["of"][1].startswith("noises")
+    for more_words, told in (
+        (["--noise", silent], "found silence 100 times"),
+        (["--noise", more, "--noise-count", 2, 3], "from 1 to 2: as many noises"),
+        (["--noise-count", 1, 2], "found fewer than two speakers"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            tool(monkeypatch, *words, *more_words)
+    two = corpus(tmp_path, "two", 2)
+    with pytest.raises(SystemExit, match="from 1 to 1: there is no --noise"):
+        tool(monkeypatch, *words, "--cuts", two, "--noise-count", 1, 2)
+    with pytest.raises(SystemExit, match="found silence in silent0"):
+        tool(monkeypatch, *words, "--cuts", silent, "--noise", more)
+
+
 def test_phones_become_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cuts = corpus(tmp_path, "p", 1, {"phones": ["F_B IH0_I SH_E", "AH1_S"]})
     tool(monkeypatch, "phone_text.py", "--cuts", cuts, "--output", tmp_path / "out.jsonl.gz")

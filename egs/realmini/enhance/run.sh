@@ -4,7 +4,8 @@
 # --task noise: AN4's speech with sounds of ESC-10, whose test recordings are others than those of
 # training. --task speakers: two of AN4's speakers. Training mixes anew in every epoch; the test
 # mixtures are made once (tools/make_mixtures.py) of speakers never heard. SI-SDR; PESQ and STOI
-# where the libraries pesq and pystoi are installed.
+# where the libraries pesq and pystoi are installed. Figures compare where the digest of the test audio
+# (test_digest in results.json) is the same.
 #
 #   ./run.sh --corpus-dir /path/to/corpora                                   # log-mel baseline
 #   ./run.sh --corpus-dir /path/to/corpora --task speakers --upstream ../../an4/asr/exp/hubert/seed1/it2
