@@ -1,9 +1,12 @@
-"""IEMOCAP's utterances with their emotion and session: five sessions of two actors each.
+"""IEMOCAP's utterances with emotion, session and transcript: five sessions of two actors each.
 
 Layout, as published: SOURCE/Session1/sentences/wav/DIALOGUE/UTTERANCE.wav and
 SOURCE/Session1/dialog/EmoEvaluation/DIALOGUE.txt, whose lines give time, utterance, emotion, and
-valence, activation, dominance. The field `session` divides folds that share no speaker. With
-`four` (SUPERB, and most studies) only angry, sad, neutral and happy with excited remain.
+valence, activation, dominance. Transcripts are lines `UTTERANCE [006.2901-008.2357]: Excuse me.` of
+SOURCE/Session1/dialog/transcriptions/DIALOGUE.txt; marks such as [LAUGHTER] are left out, and an
+utterance without a word, or without its line, has none. The field `session` divides folds that
+share no speaker. With `four` (SUPERB, and most studies) only angry, sad, neutral and happy with
+excited remain.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from pathlib import Path
 from speechssl.corpora.listed import Listed, write_listed
 
 LINE = re.compile(r"\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t\[([\d.]+), ([\d.]+), ([\d.]+)\]")
+SPOKEN = re.compile(r"^(\S+) +\[[\d. -]+\]: *(.*)$", re.MULTILINE)
+MARK = re.compile(r"\[[^\]]*\]")
 FOUR = {"ang": "angry", "sad": "sad", "neu": "neutral", "hap": "happy", "exc": "happy"}
 
 
@@ -49,6 +54,7 @@ def _files(config: Config) -> Iterator[Listed]:
         raise ValueError(f"source: found no Session1 in {config.source}, want IEMOCAP's sessions")
     for session in sessions:
         for path in sorted(session.glob("dialog/EmoEvaluation/Ses*.txt")):
+            texts = _texts(session / "dialog" / "transcriptions" / path.name)
             for found in LINE.finditer(path.read_text(encoding="utf-8", errors="replace")):
                 name, emotion, *dimensions = found.groups()
                 if config.four and emotion not in FOUR:
@@ -58,11 +64,20 @@ def _files(config: Config) -> Iterator[Listed]:
                 valence, activation, dominance = map(float, dimensions)
                 yield Listed(
                     id=name, audio=session / "sentences" / "wav" / dialogue / f"{name}.wav",
-                    split="all", language="en", speaker=f"{name[:5]}{turn[0]}",
-                    gender="female" if turn[0] == "F" else "male",
+                    split="all", text=texts.get(name), language="en",
+                    speaker=f"{name[:5]}{turn[0]}", gender="female" if turn[0] == "F" else "male",
                     custom={
                         "emotion": FOUR[emotion] if config.four else emotion,
                         "session": session.name, "valence": valence, "activation": activation,
                         "dominance": dominance,
                     },
                 )  # fmt: skip
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """Utterance -> its words, of a dialogue's transcript; empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    found = SPOKEN.findall(path.read_text(encoding="utf-8", errors="replace"))
+    texts = {name: " ".join(MARK.sub(" ", text).split()) for name, text in found}
+    return {name: text for name, text in texts.items() if any(c.isalnum() for c in text)}

@@ -69,13 +69,18 @@ def make_iemocap(source: Path) -> None:
         folder = source / f"Session{session}"
         name = f"Ses0{session}F_impro01"
         lines = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
+        spoken = "M: What?\n"
         for i, emotion in enumerate(("ang", "exc", "hap", "neu", "sad", "fru") * 2):
             turn = f"{name}_{'FM'[i % 2]}{i:03d}"
             write_wave(folder / "sentences/wav" / name / f"{turn}.wav", 0.6)
             lines += f"[{i}.2901 - {i}.8]\t{turn}\t{emotion}\t[2.5000, 2.5000, 3.0000]\n"
             lines += "C-E2:\tNeutral;\t()\n\n"
+            words = ("Excuse me.", "[LAUGHTER] It's not [BREATHING] fair.", "[LAUGHTER]")[i % 3]
+            spoken += f"{turn} [{i:03d}.2901-{i:03d}.8357]: {words}\n"
         (folder / "dialog/EmoEvaluation").mkdir(parents=True)
         (folder / "dialog/EmoEvaluation" / f"{name}.txt").write_text(lines)
+        (folder / "dialog/transcriptions").mkdir()
+        (folder / "dialog/transcriptions" / f"{name}.txt").write_text(spoken)
 
 
 def rows(paths: dict[str, Path], split: str) -> list[dict[str, Any]]:
@@ -125,6 +130,9 @@ def test_iemocap(tmp_path: Path) -> None:
     found = rows(iemocap.prepare(config), "all")
     assert len(found) == 5 * 10
     assert {field_of(r, "emotion") for r in found} == {"angry", "happy", "neutral", "sad"}
+    texts = {r["id"]: field_of(r, "text") for r in found}
+    assert texts["Ses01F_impro01_F000"] == "Excuse me."
+    assert texts["Ses05F_impro01_M001"] == "It's not fair." and texts["Ses01F_impro01_F002"] is None
     # Two actors a session: no speaker of a tested session is trained on.
     assert len({field_of(r, "speaker") for r in found}) == 10
     for parts in fold_splits(found, 5, "session", []):
@@ -133,6 +141,9 @@ def test_iemocap(tmp_path: Path) -> None:
         assert len(speakers["test"]) == 2
     every = iemocap.Config(source=str(tmp_path), output=str(tmp_path / "b"), four=False)
     assert len(rows(iemocap.prepare(every), "all")) == 5 * 12
+    (tmp_path / "Session2/dialog/transcriptions/Ses02F_impro01.txt").unlink()
+    found = rows(iemocap.prepare(every), "all")
+    assert sum(field_of(r, "text") is not None for r in found) == 4 * 8
 
 
 @pytest.mark.parametrize(

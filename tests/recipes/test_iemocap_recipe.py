@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import statistics
 import sys
@@ -74,6 +75,22 @@ def test_folds_are_joined_and_their_figures_averaged(
         tool(monkeypatch, RECIPE / "local/pool.py", "--decodings", folders[0], *given[1:])
 
 
+def test_transcripts_are_joined_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One word of two is right in the first fold, none in the second, whose last has no text."""
+    texts = [[("a b", "A X"), ("a b", "A X")], [("a b", "X"), (None, "Y")]]
+    folders = []
+    for fold, pairs in enumerate(texts):
+        rows = [{**row, "text": {"ref": ref, "hyp": hyp}}
+                for row, (ref, hyp) in zip(classes(fold, 2), pairs, strict=True)]  # fmt: skip
+        folders.append(write_decoding(tmp_path / f"f{fold}", "predictions.jsonl", rows))
+    tool(monkeypatch, RECIPE / "local/pool.py", "--decodings", *folders, "--output",
+         tmp_path / "pooled")  # fmt: skip
+    assert json.loads((tmp_path / "pooled/folds.json").read_text())["wer"] == [0.5, 1.0]
+    assert score.main(["--decode", str(tmp_path / "pooled")]) == 0
+    pooled = json.loads((tmp_path / "pooled/results.json").read_text())
+    assert pooled["text"]["wer"] == pytest.approx(4 / 6) and pooled["text"]["utterances"] == 3
+
+
 def test_numbers_are_joined_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     truth, folders = random.uniform(1, 5, (2, 20)), []
@@ -118,7 +135,9 @@ FILLED = {
     "categorical": ["--head.classes", "[a,b,c,d]"],
     "dimensional": [f"--head.{k}=[1,2,1]" for k in ("lows", "highs", "means", "deviations")],
     "gender": ["--head.values", "[[a,b,c,d],[female,male]]"],
-}
+    "multitask": ["--head.classes=[a,b,c,d]", "--head.further_values=[[female,male]]",
+                  "--head.vocab_size=28"],
+}  # fmt: skip
 """What fine-tuning fills in of the cuts."""
 
 
@@ -133,7 +152,28 @@ def test_every_task_builds_frozen_and_tuned(task: str, tuned: bool) -> None:
         head = config.head.build(config.encoder.build())
     learns = {n for n, p in head.encoder.named_parameters() if p.requires_grad}
     assert bool(learns) == tuned and not any(n.startswith("front.") for n in learns)
-    assert head.output.out_features == {"categorical": 4, "dimensional": 3, "gender": 6}[task]
+    outputs = {"categorical": 4, "dimensional": 3, "gender": 6, "multitask": 4}
+    assert head.output.out_features == outputs[task]
+    if task == "multitask":
+        assert head.text_output.out_features == 28 and head.text_output.in_features == 256
+        assert head.further[0].out_features == 2 and config.data.untranscribed == "keep"
+
+
+def test_the_published_multitask_head_is_an_override() -> None:
+    """Cai et al. 2021: the last layer of a tuned encoder, no projection, no further field."""
+    words = ["--config", str(RECIPE / "conf/multitask.yaml"), "--output", "exp/x"]
+    words += ["--config", str(RECIPE / "conf/tuned.yaml")]
+    words += ["--config", str(ROOT / "egs/realmini/upstream/random.yaml")]
+    words += ["--head.classes=[a,b,c,d]", "--head.vocab_size=28"]
+    text = (RECIPE / "conf/multitask.yaml").read_text().replace("\n# ", " ")
+    words += re.search(r'--overrides "([^"]*)"', text)[1].split()
+    config = parse(FinetuneConfig, words)
+    with torch.device("meta"):
+        head = config.head.build(config.encoder.build())
+    own = {n.split(".")[0] for n, _ in head.named_parameters()} - {"encoder"}
+    assert own == {"output", "text_output"} and len(head.layers) == 1
+    assert head.text_output.in_features == head.output.in_features == head.encoder.dim
+    assert config.head.text_weight == 0.1
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +203,10 @@ def test_each_task_reads_its_utterances_and_joins_its_folds(copy: RecipeCopy) ->
     assert "wavlm_tuned/seed1/fold3/test" in pooled and "--slot emotion" in pooled
     calls = copy.calls("iemocap/emotion", *words[:4], "--task", "dimensional")
     assert "--four false" in calls[0]
+    calls = copy.calls("iemocap/emotion", *words[:4], "--task", "multitask")
+    assert not any("--slot" in c for c in calls)
+    trained = [c for c in calls if "--config conf/multitask.yaml" in c]
+    assert len(trained) == 5 and all("[data/four_true/" in c for c in trained)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +214,7 @@ def test_each_task_reads_its_utterances_and_joins_its_folds(copy: RecipeCopy) ->
     [
         (["--iemocap", "nowhere"], "https://sail.usc.edu/iemocap/iemocap_release.htm"),
         (["--by", "chance"], "want session or speaker"),
-        (["--task", "arousal"], "want categorical, dimensional or gender"),
+        (["--task", "arousal"], "want categorical, dimensional, gender or multitask"),
         (["--tuned", "true"], "want an upstream that learns"),
     ],
 )
@@ -200,4 +244,9 @@ def test_every_stage_runs_on_a_miniature(task: str, tmp_path: Path) -> None:
     results = json.loads((group / "pooled/results.json").read_text())
     assert results["utterances"] == (24 if task == "dimensional" else 20)
     assert ("ccc" if task == "dimensional" else "uar") in results
+    if task == "multitask":
+        folds = json.loads((group / "pooled/folds.json").read_text())
+        # Of ten utterances of a session two are laughter alone.
+        assert results["text"]["utterances"] == 16 and len(folds["wer"]) == 2
+        assert results["further"]["gender"]["utterances"] == 20
     assert "mean over folds" in shown and (group / "report.html").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import runpy
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from recipe_copy import RecipeCopy
 
 from speechssl.bin.finetune import FinetuneConfig
 from speechssl.config import parse
@@ -131,6 +133,38 @@ def test_every_upstream_serves_the_further_tasks(task: str, upstream: str) -> No
         head = config.head.build(config.encoder.build())
     assert not any(p.requires_grad for p in head.encoder.parameters())
     assert any(p.requires_grad for p in head.parameters())
+
+
+@pytest.mark.parametrize("upstream", ["logmel", "random"])
+def test_emotions_are_learnt_with_transcripts_and_gender(upstream: str) -> None:
+    words = ["--config", str(REALMINI / "emotion/conf/multitask.yaml"), "--output", "exp/x",
+             "--config", str(REALMINI / f"upstream/{upstream}.yaml"), "--head.classes", "[a,b]",
+             "--head.class_counts", "[1,1]", "--head.further_values", "[[f,m]]",
+             "--head.vocab_size", "28"]  # fmt: skip
+    plain = parse(FinetuneConfig, ["--config", str(REALMINI / "emotion/conf/finetune.yaml"),
+                                   "--output", "exp/x", *words[4:6]])  # fmt: skip
+    config = parse(FinetuneConfig, words)
+    # The class is learnt as alone.
+    assert config.train == plain.train
+    shared = dataclasses.asdict(plain.head).keys() - {"classes", "class_counts"}
+    assert all(getattr(config.head, k) == getattr(plain.head, k) for k in shared)
+    with torch.device("meta"):
+        head = config.head.build(config.encoder.build())
+    assert head.text_output.out_features == 28 and not any(
+        p.requires_grad for p in head.encoder.parameters()
+    )
+
+
+def test_the_emotions_task_is_an_option(tmp_path: Path) -> None:
+    copy = RecipeCopy(tmp_path, "realmini/emotion", "realmini/upstream", "realmini/local")
+    words = ["--corpus-dir", str(tmp_path), "--folds", "2", "--divide", "4"]
+    for task, name in (("finetune", "logmel"), ("multitask", "logmel_multitask")):
+        calls = copy.calls("realmini/emotion", *words, "--task", task)
+        (trained,) = (c for c in calls if "speechssl.bin.finetune" in c)
+        assert f"--config conf/{task}.yaml" in trained
+        assert f"exp/ravdess/{name}/seed1/fold2" in trained
+    code, shown = copy.run("realmini/emotion", *words, "--task", "gender")
+    assert code == 2 and "found 'gender', want finetune or multitask" in shown
 
 
 def test_adapters_are_an_override() -> None:

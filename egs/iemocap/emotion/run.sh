@@ -4,7 +4,8 @@
 # categorical: angry, sad, neutral, and happy with excited (5531 utterances); UAR, accuracy (what most papers
 # call WA) and macro F1 of each fold with mean and deviation, confusions of all folds together.
 # dimensional: the three numbers of all 10 039 utterances; CCC. gender: categorical, and who speaks is a
-# second answer of one head. Five folds by session, or ten by speaker; none shares a speaker with its
+# second answer of one head. multitask: categorical, learnt together with the transcript (CTC over letters)
+# and, less, the gender; WER too. Weights: --overrides "--head.text_weight 0.01". Five folds by session, or ten by speaker; none shares a speaker with its
 # training. A fold is validated on the next one, and trained on the others.
 #
 #   ./run.sh --iemocap /data/IEMOCAP_full_release                                   # log-mel baseline
@@ -20,7 +21,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stage=1             # first stage
 stop_stage=4        # last stage
 iemocap=            # folder that holds Session1 to Session5
-task=categorical    # categorical, dimensional or gender
+task=categorical    # categorical, dimensional, gender or multitask
 by=session          # session (5 folds) or speaker (10)
 folds=              # folds to run, separated by blanks; empty: all
 upstream=logmel     # logmel, random, or a model's folder: own or transformers
@@ -49,7 +50,8 @@ case $task in
   categorical) four=true ;;
   dimensional) four=false ;;
   gender) four=true; slot=(--slot emotion) ;;
-  *) log "--task: found '$task', want categorical, dimensional or gender"; exit 2 ;;
+  multitask) four=true ;;
+  *) log "--task: found '$task', want categorical, dimensional, gender or multitask"; exit 2 ;;
 esac
 configs=(--config "conf/$task.yaml")
 case $tuned in

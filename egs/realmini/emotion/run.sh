@@ -10,6 +10,7 @@
 #   ./run.sh --corpus-dir /path/to/corpora --upstream ../../an4/asr/exp/hubert/seed1/it2
 #   ./run.sh --corpus-dir /path/to/corpora --upstream ../../an4/asr/exp/hubert/seed1/it2 \
 #     --name it2+logmel --overrides "--fuse [../upstream/logmel.yaml]"       # two upstreams as one
+#   ./run.sh --corpus-dir /path/to/corpora --corpus nemo_polish --task multitask   # with transcript and gender
 #
 # --corpus-dir holds the corpus's folder, with manifest.jsonl and audio/ (see
 # speechssl/corpora/jsonl.py). Hardware: one CPU core, minutes per fold. Scores: ../RESULTS.md.
@@ -21,6 +22,7 @@ stop_stage=4        # last stage
 corpus_dir=         # folder of corpora
 corpus=ravdess      # ravdess or nemo_polish, or another with speakers, gender and emotions
 folds="1 2 3 4"     # folds to run; the largest number says into how many the speakers are divided
+task=finetune       # finetune: the emotion; multitask: with the transcript and the gender, by one head
 upstream=logmel     # logmel, random, or a model's folder: own or transformers
 name=               # folder of its results; empty: that of the upstream
 seeds=1             # seeds, separated by blanks
@@ -35,6 +37,11 @@ source path.sh
 source ../upstream/start.sh
 train() { "$root/tools/shell/launch.sh" --nproc "$nproc" -- "$@"; }
 read -ra more <<<"$overrides"
+case $task in
+  finetune) ;;
+  multitask) name=${name}_multitask ;;
+  *) log "--task: found '$task', want finetune or multitask"; exit 2 ;;
+esac
 divide=${divide:-$(tr ' ' '\n' <<<"$folds" | sort -n | tail -n 1)}
 cuts=$data/$corpus
 
@@ -50,7 +57,7 @@ for seed in $seeds; do
     dir=$exp/$corpus/$name/seed$seed/fold$fold
     own=$cuts/of$divide/fold$fold
     stage 2 "train $dir" && {
-      run "$dir/train" train speechssl.bin.finetune --config conf/finetune.yaml "${start[@]}" \
+      run "$dir/train" train speechssl.bin.finetune --config "conf/$task.yaml" "${start[@]}" \
         --data.train "[$own/cuts_train.jsonl.gz]" --data.valid "[$own/cuts_valid.jsonl.gz]" \
         --data.seed "$seed" --train.seed "$seed" --train.steps "$steps" --output "$dir" "${more[@]}"
     }

@@ -3,8 +3,9 @@
 python local/pool.py --decodings exp/fold*/test --output exp/pooled
 
 Writes OUTPUT/predictions.jsonl (or values.jsonl) and decode.json, for `speechssl score`, and
-OUTPUT/folds.json. With --slot, one slot of a head for several is taken as the class. Pooled figures
-weigh utterances alike; the mean over folds, as most papers have it, weighs folds alike.
+OUTPUT/folds.json; transcripts and further fields come along. With --slot, one slot of a head for
+several is taken as the class. Pooled figures weigh utterances alike; the mean over folds, as most
+papers have it, weighs folds alike.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from speechssl.bin.score_utterances import entries
+from speechssl.bin.score_utterances import entries, text_results
 from speechssl.score.classification import Prediction, classification_results
 from speechssl.score.regression import regression_results
 
@@ -48,7 +49,8 @@ def main() -> None:
         found = [classified(rows, how["classes"]) for rows in folds]
     else:
         found = [regressed(rows) for rows in folds]
-    figures = {k: [f[k] for f in found] for k in found[0]}
+    # A fold may lack transcripts.
+    figures = {k: [f[k] for f in found if k in f] for k in found[0]}
     options.output.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for rows in folds for row in rows]
     (options.output / name).write_text("".join(lines))
@@ -70,7 +72,9 @@ def slot_rows(folder: Path, slot: str) -> Rows:
 def classified(rows: Rows, classes: list[str]) -> dict[str, float]:
     predictions = [Prediction(r["id"], r["ref"], r["hyp"], r.get("speaker")) for r in rows]
     results = classification_results(predictions, classes)
-    return {k: results[k] for k in ("uar", "accuracy", "macro_f1")}
+    figures = {k: results[k] for k in ("uar", "accuracy", "macro_f1")}
+    text = text_results(rows, "basic")
+    return figures | ({"wer": text["wer"]} if text else {})
 
 
 def regressed(rows: Rows) -> dict[str, float]:
