@@ -82,9 +82,17 @@ def test_side_by_side_runs_at_the_same_time(tmp_path: Path) -> None:
     assert _side_by_side(tmp_path, body, "2", "one", "a", "b").returncode == 0
 
 
+def test_the_next_one_starts_as_soon_as_any_has_ended(tmp_path: Path) -> None:
+    """The first waits for the third, which the end of the second lets in."""
+    body = '[[ $1 != a ]] || for i in {1..100}; do [[ -e c ]] && return; sleep 0.1; done; touch "$1"'
+    assert _side_by_side(tmp_path, body, "2", "one", *"abc").returncode == 0
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_side_by_side_fails_with_any_of_its_runs(tmp_path: Path, jobs: int) -> None:
-    found = _side_by_side(tmp_path, '[[ $1 != a ]]; echo "$1" >>count', str(jobs), "one", *"abc")
+    body = '[[ $1 != a ]]; sleep 0.5; echo "$1" >>count'
+    found = _side_by_side(tmp_path, body, str(jobs), "one", *"abc")
     assert found.returncode != 0
     assert "all done" not in found.stdout
     # The run beside it ends; none is begun afterwards.

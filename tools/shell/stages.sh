@@ -10,8 +10,8 @@
 # output goes to the terminal and to MARK.log. Each step prints its time.
 #
 # `side_by_side JOBS FUNCTION WORD...` calls FUNCTION with each WORD, JOBS of them at a time, each
-# with its share of the cores and its word before each line of its output. Small models use two
-# cores better in two runs than in two threads.
+# with its share of the cores and its word before each line of its output; put the longest first.
+# Small models use two cores better in two runs than in two threads.
 
 _recipe_start=$SECONDS
 
@@ -41,7 +41,7 @@ run() {
 }
 
 side_by_side() {
-  local jobs=$1 function=$2 cores word pid status=0 pids=(); shift 2
+  local jobs=$1 function=$2 cores word running=0 status=0; shift 2
   if ((jobs == 1)); then
     for word in "$@"; do "$function" "$word"; done
     return 0
@@ -49,19 +49,19 @@ side_by_side() {
   cores=$(nproc)
   # Bash starts commands in the background deaf to an interrupt from the keyboard.
   trap 'trap - INT; kill -TERM 0' INT
-  while (($#)); do
-    pids=()
-    for word in "${@:1:jobs}"; do
-      {
-        export OMP_NUM_THREADS=$((cores > jobs ? cores / jobs : 1))
-        "$function" "$word" 2>&1 | sed -u "s/^/[$word] /"
-      } &
-      pids+=($!)
-    done
-    for pid in "${pids[@]}"; do wait "$pid" || status=1; done
-    ((status)) && break
-    shift $(($# < jobs ? $# : jobs))
+  for word in "$@"; do
+    if ((running == jobs)); then
+      wait -n || status=1
+      running=$((running - 1))
+      ((status)) && break
+    fi
+    {
+      export OMP_NUM_THREADS=$((cores > jobs ? cores / jobs : 1))
+      "$function" "$word" 2>&1 | sed -u "s/^/[$word] /"
+    } &
+    running=$((running + 1))
   done
+  for ((; running; running--)); do wait -n || status=1; done
   trap - INT
   return "$status"
 }

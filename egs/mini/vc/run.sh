@@ -80,6 +80,23 @@ stage 5 "what ../ssl makes: its corpus, clusters and recogniser" && {
   fi
 }
 
+learn_vocoder() {
+  run "$exp/vocoder/train" train speechssl.bin.vocoder --config conf/vocoder.yaml \
+    --data.train "[$ssl_data/cuts_train.jsonl.gz,$data/cuts_target_train.jsonl.gz]" \
+    --data.valid "[$data/cuts_target_valid.jsonl.gz]" --train.steps "$vocoder_steps" \
+    --output "$exp/vocoder" ${more[@]+"${more[@]}"}
+}
+
+learn_verifier() {
+  run "$exp/hold_out" python "$root/tools/hold_out.py" --cuts "$ssl_data/cuts_train.jsonl.gz" \
+    --field speaker --train "$exp/cuts_verifier_train.jsonl.gz" --valid "$exp/cuts_verifier_held.jsonl.gz"
+  run "$exp/verifier/train" train speechssl.bin.finetune --config conf/verifier.yaml \
+    --config ../../realmini/upstream/logmel.yaml \
+    --data.train "[$exp/cuts_verifier_train.jsonl.gz]" \
+    --data.valid "[$exp/cuts_verifier_held.jsonl.gz]" --train.steps "$verifier_steps" \
+    --output "$exp/verifier" ${more[@]+"${more[@]}"}
+}
+
 # At 50 frames per second instead of the configurations' 25; masks and context last as long as there.
 pretrain() { # hubert, wavlm or contentvec
   local config=../objectives/conf/$1.yaml special=()
@@ -96,47 +113,35 @@ pretrain() { # hubert, wavlm or contentvec
     ${special[@]+"${special[@]}"} ${more[@]+"${more[@]}"}
 }
 
+learn() { # vocoder, verifier, or an upstream to pretrain
+  case $1 in vocoder | verifier) "learn_$1" ;; *) pretrain "$1" ;; esac
+}
+
+synthesiser=$vocoder
+[[ $vocoder == spectral ]] && synthesiser=$exp/vocoder
+[[ $vocoder == griffin_lim ]] && refine=0
 for seed in $seeds; do
   dir=$exp/seed$seed
-  stage 6 "pretrain, seed $seed" && {
-    names=()
-    # Units are HuBERT's.
-    [[ " $upstreams " == *" hubert"* ]] && names+=(hubert)
-    for name in wavlm contentvec; do [[ " $upstreams " == *" $name "* ]] && names+=("$name"); done
-    [[ " ${names[*]-} " == *" contentvec "* ]] && run "$exp/speakers" python ../content/local/speakers.py \
-      --train "$ssl_data/cuts_train.jsonl.gz" --valid "$ssl_data/cuts_valid.jsonl.gz" \
-      --output "$exp/speakers" --number "$exp/speakers.number"
-    ((${#names[@]})) && side_by_side "$jobs" pretrain "${names[@]}"
+  stage 6 "pretrain, seed $seed, and vocoder and verifier" && {
+    names=() # the longest first
+    [[ " $upstreams " == *" contentvec "* ]] && {
+      names+=(contentvec)
+      run "$exp/speakers" python ../content/local/speakers.py \
+        --train "$ssl_data/cuts_train.jsonl.gz" --valid "$ssl_data/cuts_valid.jsonl.gz" \
+        --output "$exp/speakers" --number "$exp/speakers.number"
+    }
+    [[ $vocoder == spectral && $seed == "$first" ]] && names+=(vocoder)
+    [[ " $upstreams " == *" wavlm "* ]] && names+=(wavlm)
+    [[ " $upstreams " == *" hubert"* ]] && names+=(hubert) # units are of its frames
+    [[ $seed == "$first" ]] && names+=(verifier)
+    ((${#names[@]})) && side_by_side "$jobs" learn "${names[@]}"
     if [[ " $upstreams " == *" hubert_units "* ]]; then
       run "$dir/hubert_units/fit" speechssl cluster fit --cuts "[$ssl_data/cuts_train.jsonl.gz]" \
         --model "$dir/hubert/encoder" --layer 3 --classes 200 --output "$dir/hubert_units/clusters"
     fi
   }
 done
-
-tools() { # vocoder or verifier
-  case $1 in
-    vocoder)
-      if [[ $vocoder == spectral ]]; then
-        run "$exp/vocoder/train" train speechssl.bin.vocoder --config conf/vocoder.yaml \
-          --data.train "[$ssl_data/cuts_train.jsonl.gz,$data/cuts_target_train.jsonl.gz]" \
-          --data.valid "[$data/cuts_target_valid.jsonl.gz]" --train.steps "$vocoder_steps" \
-          --output "$exp/vocoder" ${more[@]+"${more[@]}"}
-      fi ;;
-    verifier)
-      run "$exp/hold_out" python "$root/tools/hold_out.py" --cuts "$ssl_data/cuts_train.jsonl.gz" \
-        --field speaker --train "$exp/cuts_verifier_train.jsonl.gz" --valid "$exp/cuts_verifier_held.jsonl.gz"
-      run "$exp/verifier/train" train speechssl.bin.finetune --config conf/verifier.yaml \
-        --config ../../realmini/upstream/logmel.yaml \
-        --data.train "[$exp/cuts_verifier_train.jsonl.gz]" \
-        --data.valid "[$exp/cuts_verifier_held.jsonl.gz]" --train.steps "$verifier_steps" \
-        --output "$exp/verifier" ${more[@]+"${more[@]}"} ;;
-  esac
-}
-synthesiser=$vocoder
-[[ $vocoder == spectral ]] && synthesiser=$exp/vocoder
-[[ $vocoder == griffin_lim ]] && refine=0
-stage 7 "vocoder and verifier" && { side_by_side "$jobs" tools vocoder verifier; }
+stage 7 "vocoder and verifier: learnt beside the first seed's pretraining" || true
 
 finetune() { # upstream
   local start=()
