@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_utterance_ranks import torchrun
 from test_utterance_tasks import config, decoded, write_cuts
 
 from speechssl.bin import finetune, score
@@ -197,3 +198,37 @@ def test_a_tokenizer_without_permission_says_how_to_keep_cuts_without_text(
     assert finetune.main([*words, "--data.max_unreadable", "1.0"]) == 0
     told = (tmp_path / "run/skipped.txt").read_text()
     assert "data.untranscribed: keep" in told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_ranks_learn_and_answer_as_one(corpus: dict[str, str], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    more = ["--data.untranscribed", "keep", "--data.num_workers", "0"]
+    words = {
+        n: config(corpus, tmp_path / n, HEAD, steps=6, valid_every=3) + more for n in ("one", "two")
+    }
+    assert finetune.main(words["one"]) == 0
+    torchrun("finetune", *words["two"])
+    one, two = (open_model(tmp_path / n / "run").head.state_dict() for n in ("one", "two"))
+    assert one.keys() == two.keys()
+    for k in one:
+        assert (one[k].double() - two[k].double()).abs().max() < 1e-4, k
+    lines = [
+        [json.loads(x) for x in (tmp_path / n / "run/metrics.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    ]
+    for a, b in zip(*lines, strict=True):
+        for name in ("nats", "accuracy", "nats_loud", "ctc_nats", "unalignable", "cer"):
+            assert (name in a) == (name in b)
+            assert name not in a or a[name] == pytest.approx(b[name], rel=1e-3)
+    given = ["--model", str(tmp_path / "one/run"), "--cuts", corpus["test"], "--device", "cpu",
+             "--max_batch_seconds", "1", "--output", str(tmp_path / "b")]  # fmt: skip
+    folder = decoded(tmp_path / "one/run", corpus["test"], tmp_path / "a")
+    torchrun("decode", *given)
+    rows = [[json.loads(x) for x in (d / "predictions.jsonl").open()]
+            for d in (folder, tmp_path / "b")]  # fmt: skip
+    for a, b in zip(*rows, strict=True):
+        for name in ("id", "hyp", "text", "further"):
+            assert a[name] == b[name]
