@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from recipe_copy import RecipeCopy
 
 ROOT = Path(__file__).parents[2]
+RECIPES = re.findall(
+    r"\w+_(?:base|large|xlarge|plus)\b",
+    re.findall(r"^recipe=.*#(.*)", (ROOT / "egs/librispeech/ssl/run.sh").read_text(), re.M)[0],
+)
 WORDS = ["THE", "SEA", "WAS", "CALM", "AND", "A", "SMALL", "BOAT", "LAY", "NEAR", "THE", "SHORE"]
 # Iteration 2 onwards reads layers 6 and 9 of Base, so the shrunk model keeps its depth.
 TINY = (
@@ -59,6 +65,30 @@ def recipe(task: str, copy: Path, *words: str) -> None:
         env=environment,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_configuration_has_the_classes_of_the_clusters_that_it_is_given(
+    tmp_path: Path, name: str
+) -> None:
+    copy = RecipeCopy(tmp_path, "librispeech/ssl")
+    calls = copy.calls("librispeech/ssl", "--recipe", name, "--stage", "4")
+    classes = {
+        re.findall(r"--output (\S+)", call)[0]: int(re.findall(r"--classes (\d+)", call)[0])
+        for call in calls
+        if call.startswith("speechssl cluster fit")
+    }
+    runs = [call for call in calls if "speechssl.bin.pretrain" in call]
+    assert len(runs) > 1
+    for call in runs:
+        config, labels = (re.findall(rf"{word} (\S+)", call)[0] for word in ("--config", "kmeans"))
+        yaml = (ROOT / "egs/librispeech/ssl" / config).read_text()
+        assert f"classes: {{kmeans: {classes[str(Path(labels).parent)]}}}" in yaml, call
+    own = runs[-1]
+    assert ("--data.labels.topics" in own) == ("topic" in name)
+    if "topic" in name:  # of the same units
+        labels = re.findall(r"kmeans (\S+)/labels", own)[0]
+        assert f"--data.labels.topics {labels}/topics/labels" in own
 
 
 @pytest.mark.slow

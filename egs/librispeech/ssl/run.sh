@@ -68,10 +68,10 @@ pretrain() { # name, config, labels, further options
     --data.valid "$valid_cuts" --data.labels.kmeans "$3" --output "$1" "${more[@]}"
 }
 
-cluster() { # model, layer, output
-  run "$3" speechssl cluster fit --cuts "$train_cuts" --model "$1" --layer "$2" --classes 500 \
-    --sample-frames "$sample_frames" --output "$3"
-  run "$3/apply" speechssl cluster apply --clusters "$3" --cuts "$both" --output "$3/labels"
+cluster() { # model, layer, classes, output
+  run "$4" speechssl cluster fit --cuts "$train_cuts" --model "$1" --layer "$2" --classes "$3" \
+    --sample-frames "$sample_frames" --output "$4"
+  run "$4/apply" speechssl cluster apply --clusters "$4" --cuts "$both" --output "$4/labels"
 }
 
 learn_topics() { # clusters; the options of pretraining on their topics are left in topic_options
@@ -87,7 +87,7 @@ stage 6 "HuBERT Base, iteration 1, on MFCC clusters" && {
 }
 
 stage 7 "next iteration: clusters of layer 6, K=500; then of iteration 2's layer 9 where asked" && {
-  cluster $exp/hubert_base_it1 6 $exp/km_it1_l6
+  cluster $exp/hubert_base_it1 6 500 $exp/km_it1_l6
   labels=$exp/km_it1_l6/labels
   if [[ $recipe == hubert_base || $iterations == 2 ]]; then
     pretrain $exp/hubert_base_it2 conf/hubert_base_it2.yaml "$labels"
@@ -95,17 +95,19 @@ stage 7 "next iteration: clusters of layer 6, K=500; then of iteration 2's layer
   case $recipe in
     hubert_base) ;;
     # WavLM Base and HuBERTopic Base use the labels of iteration 1; all others those of iteration 2
-    # (layer 9).
+    # (layer 9), MR-HuBERT 1000 of them.
     wavlm_base) pretrain $exp/wavlm_base conf/wavlm_base.yaml "$labels" ;;
     hubertopic_base)
       learn_topics $exp/km_it1_l6
       pretrain $exp/hubertopic_base conf/hubertopic_base.yaml "$labels" "${topic_options[@]}" ;;
     hubert_large | hubert_xlarge | wavlm_base_plus | wavlm_large | mr_hubert_base | mr_hubert_large | \
       hubertopic_large | mr_hubertopic_base | mr_hubertopic_large)
-      cluster $exp/hubert_base_it2 9 $exp/km_it2_l9
+      classes=500 clusters=$exp/km_it2_l9
+      [[ $recipe != mr_* ]] || { classes=1000 clusters=$exp/km_it2_l9_k1000; }
+      cluster $exp/hubert_base_it2 9 $classes "$clusters"
       topic_options=()
-      [[ $recipe != *hubertopic* ]] || learn_topics $exp/km_it2_l9
-      pretrain "$exp/$recipe" "conf/$recipe.yaml" $exp/km_it2_l9/labels "${topic_options[@]}" ;;
+      [[ $recipe != *hubertopic* ]] || learn_topics "$clusters"
+      pretrain "$exp/$recipe" "conf/$recipe.yaml" "$clusters/labels" "${topic_options[@]}" ;;
     *) log "--recipe: found $recipe, see --help"; exit 2 ;;
   esac
 }
