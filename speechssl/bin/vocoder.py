@@ -114,10 +114,10 @@ def built(config: VocoderTrainConfig) -> Any:
 
 
 def _check_data(data: DataConfig) -> None:
-    if data.labels or data.tokenizer or data.classes or data.mixing:
+    if data.labels or data.tokenizer or data.classes or data.mixing or data.mixtures:
         raise ValueError(
-            "data: found labels, tokenizer, classes or mixing, want audio only: a vocoder learns "
-            "from the wave alone"
+            "data: found labels, tokenizer, classes, mixing or mixtures, want audio only: a "
+            "vocoder learns from the wave alone"
         )
 
 

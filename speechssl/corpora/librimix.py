@@ -2,7 +2,8 @@
 
 Layout: SOURCE/wav16k/min/{train-100,dev,test}/{mix_clean,s1,s2}/NAME.wav, as LibriMix's scripts
 write them. Test holds the mixtures with the paths of their sources, for `speechssl score`; train
-and valid hold the sources, which `data.mixing` mixes anew.
+and valid hold the sources, which `data.mixing` mixes anew. The split mixtures holds the mixture of
+each of them, for `data.mixtures`: the published pairs.
 
 Differs from lhotse.recipes.prepare_librimix, which mixes when it reads, in mode max only.
 """
@@ -33,7 +34,7 @@ class Config:
 
 
 def prepare(config: Config) -> dict[str, Path]:
-    """Write the cuts of train, valid and test; return split -> file."""
+    """Write the cuts of train, valid, test and mixtures; return split -> file."""
     return write_listed(
         _files(config, Path(config.source) / "wav16k" / config.mode),
         config.output,
@@ -62,4 +63,8 @@ def _files(config: Config, root: Path) -> Iterator[Listed]:
                 # SPEAKER-CHAPTER-NUMBER_SPEAKER-CHAPTER-NUMBER: of the first and of the second.
                 names = audio.stem.split("_")
                 who = names[place].split("-")[0] if len(names) == 2 else None
-                yield Listed(id=f"{audio.stem}-{folder}", audio=audio, split=split, speaker=who)
+                name = f"{audio.stem}-{folder}"
+                yield Listed(id=name, audio=audio, split=split, speaker=who)
+                mixture = root / part / "mix_clean" / audio.name
+                custom = {"mixture_of": name}
+                yield Listed(id=f"{name}-mix", audio=mixture, split="mixtures", custom=custom)

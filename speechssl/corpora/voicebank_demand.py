@@ -4,7 +4,8 @@ Layout: SOURCE/{clean,noisy}_{trainset_28spk,testset}_wav/p226_001.wav, brought 
 folders of these names with _16k behind them. Test holds the noisy recordings with the paths of the
 clean ones, for `speechssl score`. Train and valid (two of the training speakers) hold clean speech,
 and OUTPUT/noise what was added to it (noisy minus clean), which `data.mixing` adds to other
-utterances.
+utterances. The split mixtures holds the noisy recording of each of them, for `data.mixtures`:
+the published pairs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Config:
 
 
 def prepare(config: Config) -> dict[str, Path]:
-    """Write the cuts of train, valid, test and noise; return split -> file.
+    """Write the cuts of train, valid, test, noise and mixtures; return split -> file.
 
     Raises `ValueError` for folders that are absent, or not at 16 kHz.
     """
@@ -56,6 +57,8 @@ def _files(config: Config) -> Iterator[Listed]:
                 continue
             split = "valid" if who in VALID else "train"
             yield Listed(id=clean.stem, audio=clean, split=split, speaker=who)
+            custom = {"mixture_of": clean.stem}
+            yield Listed(id=f"noisy-{clean.stem}", audio=noisy, split="mixtures", custom=custom)
             if split == "train":
                 noise = Path(config.output) / "noise" / f"{clean.stem}.flac"
                 _write_difference(clean, noisy, noise)

@@ -17,6 +17,7 @@ from speechssl.data.draws import uniform, utterance_seed
 from speechssl.data.index import SAMPLE_RATE, CutIndices, CutRecord
 from speechssl.data.label_store import LabelStore
 from speechssl.data.mixing import Mixer
+from speechssl.data.mixtures import Mixtures
 from speechssl.data.reader import (
     AudioError,
     Conversions,
@@ -67,6 +68,7 @@ class _Row:
     speed: float = 1.0
     labels: dict[str, np.ndarray | int] = dataclasses.field(default_factory=dict)
     text: list[int] = dataclasses.field(default_factory=list)
+    mixture: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -135,12 +137,14 @@ class Collator:
         stores: dict[str, LabelStore] | None = None,
         tokenizer: Tokenizer | None = None,
         mixer: Mixer | None = None,
+        mixtures: Mixtures | None = None,
         speeds: Sequence[float] = (),
         untranscribed: str = "skip",
     ) -> None:
         self.cuts, self.seed, self.hop_samples = cuts, seed, hop_samples
         self.max_samples = max_samples
-        self.stores, self.tokenizer, self.mixer = stores or {}, tokenizer, mixer
+        self.stores, self.tokenizer = stores or {}, tokenizer
+        self.mixer, self.mixtures = mixer, mixtures
         self.speeds, self.untranscribed = tuple(speeds), untranscribed
         self.grid = _crop_grid(hop_samples, self.stores.values())
         self.pool = Pool()
@@ -210,6 +214,9 @@ class Collator:
                     samples[:] = changed
                 if not len(samples):
                     raise AudioError(f"{row.record.path or row.record.id}: holds no samples")
+                if self.mixtures is not None:
+                    row.mixture = self.mixtures.read(row.record, row.start, len(samples))
+                    samples = samples[: len(row.mixture)]
             except UnusableError as error:
                 skipped.append(f"{row.record.id}: {error}")
                 continue
@@ -259,13 +266,19 @@ class Collator:
             targets=self._collate_targets(rows, wave.shape[1]),
             seeds=[r.seed for r in rows],
             ids=tuple(r.record.id for r in rows),
-            has_mixed=self.mixer is not None,
+            has_mixed=self.mixer is not None or self.mixtures is not None,
             touched=[],
         )
         if self.mixer is not None:
             draft.touched = [i for i, row in enumerate(rows) if self.mixer.touches(row.seed)]
         if draft.touched:
             draft.mixed = self._mixed(draft, rows, task, clean, new)
+        if self.mixtures is not None:
+            draft.touched = list(range(len(rows)))
+            draft.mixed = new(len(rows), wave.shape[1])
+            for out, row in zip(draft.mixed, rows, strict=True):
+                out[: row.length] = row.mixture
+                out[row.length :] = 0
         return draft
 
     def _collate_targets(self, rows: Sequence[_Row], num_samples: int) -> dict[str, np.ndarray]:
@@ -340,7 +353,7 @@ class Collator:
             wave=noise,
             wave_lengths=torch.tensor([SAMPLE_RATE]),
             targets=targets,
-            views={"mixed": noise.clone()} if self.mixer is not None else {},
+            views={"mixed": noise.clone()} if self.mixer or self.mixtures else {},
             seeds=torch.zeros(1, dtype=torch.int64),
             ids=("<filler>",),
             filler=True,

@@ -138,6 +138,10 @@ class DataConfig:
     "speeds": thousandths, (B,). Not with labels, whose times it would shift."""
     mixing: MixingConfig | None = None
     """Adds the view "mixed": corrupted waves; the labels stay those of the clean ones."""
+    mixtures: list[str] = dataclasses.field(default_factory=list)
+    """Cuts of ready mixtures in place of mixing: the view "mixed" of a cut, to train or to validate
+    on, is the one here that has its length and its id, or its id in the field mixture_of; as
+    benchmarks of separation have them."""
 
     def __post_init__(self) -> None:
         for name in ("batch_seconds", "max_batch_seconds", "max_seconds"):
@@ -169,6 +173,11 @@ class DataConfig:
             raise ValueError(
                 f"speeds: found {self.speeds} with labels, whose times they would shift, want them "
                 "only for training on transcripts or classes; leave out one of them"
+            )
+        if self.mixtures and (self.mixing or self.speeds):
+            raise ValueError(
+                f"mixtures: found {self.mixtures} with mixing or speeds, want ready mixtures as "
+                "they are, or others made anew of mixing; leave out one of them"
             )
         if self.classes and "classes" in self.labels:
             raise ValueError("classes: found a store there and in labels, want one of them")

@@ -296,14 +296,15 @@ class FeatureSource(CutSource):
     """The `contract.BatchSource` of a split whose cuts are in `cache`.
 
     Updates, seeds and targets are those of `CutSource` on the same configuration.
-    Raises `ValueError` for what would change the wave: data.speeds, data.mixing.
+    Raises `ValueError` for what would change the wave: data.speeds, data.mixing, data.mixtures.
     """
 
     def __init__(self, config: DataConfig, cache: FeatureCache, *, split: str) -> None:
-        if config.speeds or config.mixing:
+        if config.speeds or config.mixing or config.mixtures:
             raise ValueError(
-                f"cache: found data.speeds {config.speeds} and data.mixing {config.mixing}, want "
-                "neither: features are those of the recordings as they are"
+                f"cache: found data.speeds {config.speeds}, data.mixing {config.mixing} and "
+                f"data.mixtures {config.mixtures}, want none of them: features are those of the "
+                "recordings as they are"
             )
         self.cache = cache
         # Features come from the page cache: a process for reading would only copy them.

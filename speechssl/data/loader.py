@@ -20,6 +20,7 @@ from speechssl.data.config import DataConfig
 from speechssl.data.index import SAMPLE_RATE, CutIndices, CutRecord
 from speechssl.data.label_store import LabelStore
 from speechssl.data.mixing import Mixer
+from speechssl.data.mixtures import Mixtures
 from speechssl.data.sampler import Plan, UpdateSampler, split_batches
 from speechssl.data.text import Tokenizer
 from speechssl.data.workers import read_in_workers
@@ -128,6 +129,7 @@ class CutSource:
             stores=_stores(config),
             tokenizer=tokenizer,
             mixer=Mixer(config.mixing) if config.mixing else None,
+            mixtures=Mixtures(config.mixtures, self.cuts) if config.mixtures else None,
             speeds=config.speeds if self.split == "train" else (),
             untranscribed=config.untranscribed,
         )

@@ -7,8 +7,8 @@ Differs: the transform is zero-padded by half a window instead of mirrored, so t
 spectrum does not depend on its padding; its frames take the encoder's frame at the same time,
 whatever the encoder's rate.
 
-The data path's own mixing makes the training mixtures: the view "mixed" is what is heard, the wave
-what is wanted, and their difference the second source.
+The data path's own mixing makes the training mixtures, or reads a corpus's own (`data.mixtures`):
+the view "mixed" is what is heard, the wave what is wanted, and their difference the second source.
 
 Shape legend: B utterances, L samples, T encoder frames, F frames of the transform, K bins,
 S sources.
@@ -82,7 +82,7 @@ class SeparateHead(FramesHead):
         if "mixed" not in batch.views:
             raise ValueError(
                 f"mixed: found views {sorted(batch.views)}, want 'mixed'; data.mixing makes it, "
-                "with probability 1 and noise or other speech"
+                "with probability 1 and noise or other speech, and data.mixtures names ready ones"
             )
         mixed = batch.views["mixed"]
         waves = torch.stack([batch.wave, mixed - batch.wave][: self.config.sources], 1)

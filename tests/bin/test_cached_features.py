@@ -165,6 +165,7 @@ def test_changed_audio_is_refused(tmp_path: Path, encoder: str, capsys: Any) -> 
         (["--head.freeze_encoder_steps", "0"], "freeze_encoder_steps 0"),
         (["--head.adapters.kind", "bitfit"], "adapters of kind bitfit"),
         (["--data.speeds", "[0.9,1.0]"], "data.speeds"),
+        (["--data.mixtures", "[x.jsonl.gz]"], "data.mixtures ['x.jsonl.gz']"),
     ],
 )
 def test_what_would_change_the_features_is_refused(

@@ -153,11 +153,24 @@ def test_turns_of_kaldi_folders_become_supervisions(tmp_path: Path) -> None:
         kaldi_rttm.prepare(kaldi_rttm.Config(**given))
 
 
+def wave_of(row: dict[str, Any]) -> np.ndarray:
+    return soundfile.read(row["recording"]["sources"][0]["source"])[0]
+
+
 def test_mixtures_name_their_sources(tmp_path: Path) -> None:
     make_librimix(tmp_path)
     paths = librimix.prepare(librimix.Config(source=str(tmp_path), output=str(tmp_path / "out")))
     train, test = rows(paths, "train"), rows(paths, "test")
     assert len(train) == 4 and {field_of(r, "speaker") for r in train} == {"61", "84"}
+    # What is beside the source in its mixture is the other one of its pair.
+    mixtures = {field_of(r, "mixture_of"): wave_of(r) for r in rows(paths, "mixtures")}
+    waves = {}
+    for row in train + rows(paths, "valid"):
+        waves[row["id"]] = wave_of(row)
+    assert mixtures.keys() == waves.keys() and len(waves) == 8
+    for name, wave in waves.items():
+        other = name[:-1] + {"1": "2", "2": "1"}[name[-1]]
+        assert np.abs(mixtures[name] - wave - waves[other]).max() < 1e-3 < np.abs(wave).max()
     for row in test:
         sources = row["supervisions"][0]["custom"]["sources"]
         waves = [soundfile.read(p)[0] for p in (*sources, row["recording"]["sources"][0]["source"])]
@@ -174,6 +187,12 @@ def test_noise_is_what_was_added_to_clean_speech(suffix: str, tmp_path: Path) ->
     found = {s: rows(paths, s) for s in ("train", "valid", "noise", "test")}
     assert {s: len(x) for s, x in found.items()} == {"train": 4, "valid": 2, "noise": 4, "test": 2}
     assert {field_of(r, "speaker") for r in found["valid"]} == {"p226"}
+    noisy_ones = {
+        field_of(r, "mixture_of"): r["recording"]["sources"][0]["source"]
+        for r in rows(paths, "mixtures")
+    }
+    assert noisy_ones.keys() == {r["id"] for r in found["train"] + found["valid"]}
+    assert all(f"noisy_trainset_28spk_wav{suffix}/{i}.wav" in p for i, p in noisy_ones.items())
     row = found["test"][0]
     assert "noisy_testset" in row["recording"]["sources"][0]["source"]
     (clean,) = row["supervisions"][0]["custom"]["sources"]

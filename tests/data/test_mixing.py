@@ -255,6 +255,77 @@ def test_wrong_noises_are_named(tones: str, kind: dict, more: dict, told: str) -
     assert told in str(error.value)
 
 
+@pytest.fixture(scope="module")
+def ready(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
+    """Mixtures of the corpus's recordings in another order, half of them with ids of their own:
+    manifest, id of the recording -> wave."""
+    folder = tmp_path_factory.mktemp("ready")
+    cuts, waves = [], {}
+    for i, cut in enumerate(reversed(corpus.cuts)):
+        name, path = cut["id"], folder / f"{i}.flac"
+        noise = np.random.default_rng(i).standard_normal(len(corpus.waves[name]))
+        soundfile.write(path, corpus.waves[name] + 0.1 * noise, 16000)
+        waves[name] = soundfile.read(path, dtype="float32")[0]
+        cuts.append(make_cut(name if i % 2 else f"mixture{i}", path, cut["duration"]))
+        if not i % 2:
+            cuts[-1]["supervisions"][0]["custom"] = {"mixture_of": name}
+    return write_cuts(folder / "cuts_mixtures.jsonl.gz", cuts), waves
+
+
+def _from_ready(corpus: Corpus, mixtures: str, **changes: object) -> DataConfig:
+    values = {"train": [corpus.path], "valid": [corpus.path], "batch_seconds": 12,
+              "max_batch_seconds": 6, "max_seconds": 1.5, "num_workers": 0}  # fmt: skip
+    return DataConfig(**{**values, "mixtures": [mixtures], **changes})  # pyright: ignore
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ready_mixtures_are_read_where_their_cuts_are(
+    corpus: Corpus, ready: tuple[str, dict], num_workers: int
+) -> None:
+    config = _from_ready(corpus, ready[0], num_workers=num_workers)
+    for split in ("train", "valid"):
+        source = open_source(config, hop_samples=320, split=split)
+        batches = source.one_pass() if split == "valid" else itertools.chain.from_iterable(
+            update.batches for update in itertools.islice(source.updates(), 5)
+        )  # fmt: skip
+        starts, seen = set(), 0
+        for batch in batches:
+            for i, name in enumerate(batch.ids):
+                length = int(batch.wave_lengths[i])
+                clean, wave = corpus.waves[name], batch.wave[i, :length].numpy()
+                grid = range(0, len(clean) - length + 1, 320)
+                start = next(s for s in grid if np.array_equal(clean[s : s + length], wave))
+                mixed = batch.views["mixed"][i].numpy()
+                assert np.array_equal(mixed[:length], ready[1][name][start : start + length])
+                assert not mixed[length:].any() and length == min(24000, len(clean))
+                starts.add(start)
+                seen += 1
+        assert len(starts) > 5 and (seen == 60 or split == "train")
+
+
+def test_a_cut_without_a_mixture_like_it_is_skipped_and_named(
+    corpus: Corpus, ready: tuple[str, dict], tmp_path: Path
+) -> None:
+    cuts = [make_cut(c["id"], c["recording"]["sources"][0]["source"], c["duration"])
+            for c in corpus.cuts[2:]]  # fmt: skip
+    cuts.append(make_cut(corpus.cuts[1]["id"], tmp_path / "x.flac", 9.0))
+    cuts[0]["recording"]["sources"][0]["source"] = str(tmp_path / "gone.flac")
+    some = write_cuts(tmp_path / "cuts_some.jsonl.gz", cuts)
+    source = open_source(_from_ready(corpus, some), hop_samples=320, split="valid")
+    seen = [name for batch in source.one_pass() for name in batch.ids]
+    names = [c["id"] for c in corpus.cuts]
+    assert sorted(seen) == names[3:]
+    told = {s.split(": ", 1)[0]: s.split(": ", 1)[1] for s in source.counter.skipped}
+    assert told[names[0]] == "has no mixture in data.mixtures"
+    assert "found 9.00 s" in told[names[1]] and "no such file" in told[names[2]]
+    other = write_cuts(tmp_path / "cuts_other.jsonl.gz", [make_cut("y", tmp_path / "y", 1.0)])
+    with pytest.raises(ValueError, match=f"such as '{names[0]}'"):
+        open_source(_from_ready(corpus, other), hop_samples=320, split="train")
+    for more in ({"mixing": MixingConfig()}, {"speeds": [0.9]}):
+        with pytest.raises(ValueError, match="mixtures: found"):
+            _from_ready(corpus, ready[0], **more)
+
+
 def test_reverberation_keeps_time_and_power(tmp_path: Path) -> None:
     rir = np.zeros(4000, np.float32)
     rir[300], rir[900] = 0.9, 0.2

@@ -58,7 +58,8 @@ def test_every_upstream_serves_every_task(
     if kind == "SlotsConfig":
         words += ["--head.values", "[[a,b],[a,b],[a,b]]"]
     config = parse(FinetuneConfig, words)
-    assert not config.data.speeds and (config.data.mixing is None) == task.cache
+    assert not config.data.speeds and config.data.mixing is None
+    assert (not config.data.mixtures) == task.cache
     assert (config.train.best_is == "lowest") == (config.train.best_metric in ("cer", "der"))
     with torch.device("meta"):
         head = config.head.build(config.encoder.build())
