@@ -2,8 +2,11 @@
 
 The archives unpack into different folders; what counts is that a speaker's folder (SEF1, TEM2,
 TFF1, ...) holds files named by their sentences: E10001.wav. SOURCE and everything below it is
-looked through. Sentences 1.... are for training, 3.... for evaluation. Transcripts are lines of
-`E10001 TEXT` in any text file whose name ends with transcriptions.txt.
+looked through. Sentences 1.... and 2.... are for training (the targets of task 1 have 20 of the
+former, which sources say as well, and 50 of the latter, which none of them says), 3.... for
+evaluation. Transcripts are lines of `10001 TEXT` in text files whose names end with
+Eng_transcriptions.txt, Fin_, Ger_, Man_, or transcriptions.txt alone, which is English, as that of
+the evaluation; a line may have the letter of its language, `E10001 TEXT`.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from speechssl.corpora.listed import Listed, write_listed
 
 SPEAKER = re.compile(r"[ST][EFGM][FM]\d")
 SENTENCE = re.compile(r"([EFGM])(\d)\d{4}")
-TRANSCRIPT = re.compile(r"([EFGM]\d{5})\s+(.+)")
+TRANSCRIPT = re.compile(r"([EFGM]?)(\d{5})\s+(.+)")
+FILE_LANGUAGE = re.compile(r"([EFGM])(?:ng|in|er|an)_transcriptions\.txt$")
 LANGUAGES = {"E": "en", "F": "fi", "G": "de", "M": "zh"}
-SPLITS = {"1": "train", "3": "test"}
+SPLITS = {"1": "train", "2": "train", "3": "test"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +61,13 @@ def transcripts(source: Path) -> dict[str, str]:
     """Sentence -> text, of all files of transcripts below `source`."""
     found = {}
     for path in sorted(source.rglob("*transcriptions.txt")):
+        if path.name.startswith("."):
+            continue  # __MACOSX/._NAME, of the archives: no text
+        language = FILE_LANGUAGE.search(path.name)
+        letter = language[1] if language else "E"
         for line in path.read_text(encoding="utf-8-sig").splitlines():
             if match := TRANSCRIPT.fullmatch(line.strip()):
-                found[match[1]] = match[2]
+                found[(match[1] or letter) + match[2]] = match[3]
     return found
 
 

@@ -227,7 +227,8 @@ def write_vcc2020(folder: Path) -> None:
         ("evaluation", "SEF1", ("E30001", "E30002")), ("evaluation", "SEM1", ("E30001", "E30002")),
         ("groundtruth", "TEF1", ("E30001", "E30002")),
     ):  # fmt: skip
-        for name in sentences or [f"E1{n:04d}" for n in range(51, 63)]:
+        own = [f"E1{n:04d}" for n in range(51, 55)] + [f"E2{n:04d}" for n in range(1, 9)]
+        for name in sentences or own:
             path = folder / place / speaker / f"{name}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
             hz = {"S": 130.0, "T": 220.0}[speaker[0]]
