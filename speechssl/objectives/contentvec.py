@@ -7,7 +7,8 @@ Its three parts, each of which can be left out:
 - Labels without speakers: clusters of the features of speech that was converted to one voice. The
   conversion is a step before training, by any program: it writes a recording of the same length
   for each one, and `speechssl cluster apply` on cuts with the same ids and those recordings makes
-  the label store that this objective reads. Nothing here knows where labels come from.
+  the label store that this objective reads; `speechssl convert-voice` writes both. Nothing here
+  knows where labels come from.
 - Two views of each utterance in different voices (`nn.voice_change`), under one mask; a contrast
   (InfoNCE) at an inner layer pulls the two views of a visible frame together, whose weight grows.
 - Layers behind the encoder that are told the speaker, so that the encoder need not know; they

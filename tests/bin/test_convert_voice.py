@@ -179,6 +179,8 @@ def test_cuts_become_files_of_the_same_length_with_a_manifest(
         assert np.isfinite(wave).all() and np.abs(wave).max() > 1e-3
     with gzip.open(tmp_path / "cuts.jsonl.gz", "rt") as lines:
         cuts = [json.loads(line) for line in lines]
+    # As those of the input: labels of the outputs are found for it.
+    assert [c["id"] for c in cuts] == [r["source_id"] for r in found]
     first = cuts[0]["supervisions"][0]
     assert (first["text"], first["speaker"]) == ("TEXT 0", "bob")
     assert first["custom"] == {"source_id": "test0", "source_speaker": "ann"}

@@ -59,6 +59,9 @@ def test_two_worlds_of_disjoint_words_are_told_apart(tmp_path: Path, weighting: 
     documents.store.flat = documents.store.flat[order]
     shuffled = fit(documents, config, weighting)
     assert agreement(shuffled, documents, worlds) < 0.65
+    share = np.bincount(shuffled.labels, minlength=2) / 120
+    assert -(share * np.log(share)).sum() > 0.85 * np.log(2)
+    assert shuffled.entropy.mean() > 0.5 * np.log(2) > 2 * result.entropy.mean()
 
 
 def test_the_learning_is_scikit_learns_online_one(tmp_path: Path) -> None:

@@ -3,16 +3,17 @@
 #
 # Pretrains HuBERT, ContentVec (with as much computing) and NFA on the synthetic corpus of ../ssl;
 # probes every layer for phones and speakers; compares NFA's embeddings, and those of factor models
-# fitted to the frozen encoders, with means of frames on pairs of unheard speakers; and trains Sylber from HuBERT, first on segments between dips
-# of the energy, then on its own, and scores its boundaries of syllables beside cuts at a fixed rate
-# and at those dips. One table, mean and deviation over seeds.
+# fitted to the frozen encoders, with means of frames on pairs of unheard speakers; and trains Sylber
+# from HuBERT, first on segments between dips of the energy, then on its own, and scores its boundaries
+# of syllables beside cuts at a fixed rate and at those dips. One table, mean and deviation over seeds.
 #
 #   ./run.sh                                     # 45 minutes of one core for each seed
 #   ./run.sh --seeds "1 2 3"
 #   ./run.sh --steps 200 --sylber-steps 100      # less
 #
-# ContentVec's labels are those of HuBERT, of unconverted speech. To convert it first, give a label
-# store made of converted speech (conf/contentvec_base.yaml of ../../librispeech/ssl) as --labels.
+# ContentVec's labels are those of HuBERT, of unconverted speech. To convert it first, say it all in
+# one voice (speechssl convert-voice, with a model of ../vc), and give the labels of what that wrote
+# (speechssl cluster fit, and apply, --cuts "[converted/cuts.jsonl.gz]") as --labels.
 # Hardware: two CPU cores, 4 GB of memory. Figures: RESULTS.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
