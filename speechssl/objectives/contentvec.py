@@ -171,7 +171,7 @@ class ContentVec(Hubert):
         """The contrast of both views, which are the two halves of the batch, with its weight."""
         config, half = self.config, len(batch) // 2
         mask, valid = self.frame_mask(batch)
-        x = self.project_contrast(out.layer(config.contrast_layer))
+        x = self.project_contrast(out.aligned(config.contrast_layer))
         visible = (valid & ~mask)[:half]
         packed, there = zip(*(pack(view, visible) for view in (x[:half], x[half:])), strict=True)
         counts = visible.sum(1)

@@ -32,7 +32,8 @@ from speechssl.objectives.hubert import (
 class MrHubertConfig(HubertConfig):
     """As HuBERT, with classifiers of their own at each lower rate of the encoder.
 
-    A frame at a lower rate has the mask and the label of the encoder's frame that it begins with.
+    A frame at a lower rate has the mask and the label of the encoder's frame that it begins with;
+    only masked ones count there, whatever unmasked_weight is.
     Labels of a store at 25 Hz, which the data path repeats at 50 Hz, are thus found again at 40 ms.
     """
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import SPEAKERS
-from kinds import ENCODER, batch_for, build, trained
+from kinds import ENCODER, MULTIRES, batch_for, build, trained
 
 from speechssl.contract import Batch, padding_mask
 from speechssl.nn.contrastive import draw_negatives
@@ -104,6 +104,15 @@ def test_the_contrast_is_written_out_in_float64() -> None:
     assert int(count) == number and total.item() == pytest.approx(expected, rel=1e-5)
     added = 0.1 * expected
     assert loss.total.item() == pytest.approx(plain(batch).total.item() + added, rel=1e-5)
+
+
+def test_a_slow_layer_of_several_rates_is_contrasted_frame_by_frame() -> None:
+    model = objective(encoder=MULTIRES, contrast_layer=2).eval()
+    batch = batch_for(model)
+    loss = model(batch)
+    mask, valid = model.frame_mask(batch)
+    assert int(loss.logs["contrast_nats"][1]) == 2 * int((valid & ~mask).sum())
+    assert torch.isfinite(loss.total)
 
 
 def test_the_contrasts_weight_grows_with_the_updates_up_to_its_most() -> None:

@@ -181,6 +181,10 @@ def test_the_table_holds_fields_and_models(
                  {"split": "valid", "step": 2, "topic_accuracy": accuracy},
                  {"split": "train", "step": 3, "topic_accuracy": 0.9}]  # fmt: skip
         (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        (folder / "probe").mkdir()
+        layers = [{"layer": 0, "phone_accuracy": 0.9}, {"layer": 1, "phone_accuracy": 0.5}]
+        best = {"phone_dev_accuracy": 1}  # by held-out data, not by what is shown
+        (folder / "probe/probe.json").write_text(json.dumps({"layers": layers, "best": best}))
         (folder / "probe_theme/test").mkdir(parents=True)
         (folder / "probe_theme/test/results.json").write_text('{"uar": 0.5}')
         (folder / "asr/beam").mkdir(parents=True)
@@ -191,8 +195,10 @@ def test_the_table_holds_fields_and_models(
     assert "| 5 | 8.0 | 0.100 | 0.000 | 1 | 4.5 |" in out
     assert "| theme | 0.050 (0.010, 12) | 0.200 (0.010, 12) |" in out
     assert "| gender | 0.000 (0.000, -) | - |" in out
-    assert "| model | topic_accuracy | theme (UAR) | ASR (WER) |" in out
-    assert "| hubertopic_it1_n5_w0.1 | 0.300 ± 0.141 | 0.500 ± 0.000 | 15.000 ± 7.071 |" in out
+    phone = "best layer's phone_accuracy"
+    assert f"| model | topic_accuracy | {phone} | theme (UAR) | ASR (WER) |" in out
+    figures = "0.300 ± 0.141 | 0.500 ± 0.000 | 0.500 ± 0.000 | 15.000 ± 7.071"
+    assert f"| hubertopic_it1_n5_w0.1 | {figures} |" in out
 
 
 @pytest.mark.slow

@@ -57,10 +57,13 @@ def taught(exp: Path) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for folder in sorted(exp.glob("seed*/*hubert*_it*")):
         values = {k: v for k, v in last_logged(folder).items() if k.endswith("_accuracy")}
-        layers = read(folder / "probe/probe.json").get("layers", [])
-        for name in ("phone_accuracy", "speaker_accuracy"):
-            known = [row[name] for row in layers if isinstance(row.get(name), float)]
-            values |= {f"best layer's {name}": max(known)} if known else {}
+        probe = read(folder / "probe/probe.json")
+        for name in ("phone", "speaker"):
+            # The layer that is best on held-out data; what is shown is of test data.
+            best = probe.get("best", {}).get(f"{name}_dev_accuracy")
+            for row in probe.get("layers", []):
+                if row["layer"] == best:
+                    values[f"best layer's {name}_accuracy"] = row[f"{name}_accuracy"]
         for results in sorted(folder.glob("probe_*/test/results.json")):
             values[f"{results.parts[-3][6:]} (UAR)"] = read(results)["uar"]
         wer = read(folder / "asr/beam/results.json").get("wer")
