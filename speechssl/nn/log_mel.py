@@ -63,6 +63,11 @@ class LogMel(nn.Module):
             return (power @ self.banks).clamp(min=FLOOR).log()
 
 
+def mel_lengths(wave_lengths: Tensor) -> Tensor:
+    """(B,) samples -> (B,) mel frames of an utterance."""
+    return (wave_lengths - WINDOW_SAMPLES) // SHIFT_SAMPLES + 1
+
+
 def normalise_frames(x: Tensor, padding: Tensor | None) -> Tensor:
     """Subtract each channel's mean over valid frames and divide by its deviation: (B, M, F).
 
@@ -137,7 +142,7 @@ class LogMelFrontEnd(nn.Module):
 
     def forward(self, wave: Tensor, lengths: Tensor, padded: bool) -> Tensor:
         x = self.log_mel(wave)
-        frames = (lengths - WINDOW_SAMPLES) // SHIFT_SAMPLES + 1
+        frames = mel_lengths(lengths)
         padding = padding_mask(frames, x.shape[1]) if padded else None
         if self.mel_norm == "global":
             x = (x - self.mel_mean) / self.mel_deviation

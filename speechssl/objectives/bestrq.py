@@ -31,7 +31,7 @@ from speechssl.nn import collapse
 from speechssl.nn.altered_mel import altered_mel
 from speechssl.nn.draws import random_normal
 from speechssl.nn.frame_masks import masked_frames
-from speechssl.nn.log_mel import SHIFT_SAMPLES, WINDOW_SAMPLES, LogMel, normalise_frames
+from speechssl.nn.log_mel import SHIFT_SAMPLES, LogMel, mel_lengths, normalise_frames
 from speechssl.nn.update_sums import UpdateSums
 
 _NOISE = 41
@@ -153,8 +153,10 @@ class BestRQ(Objective):
 
         def alter(x: Tensor) -> Tensor:
             noise = random_normal(batch.seeds.to(x.device), _NOISE, *x.shape[1:])
-            hidden = mask.repeat_interleave(self.stack, 1)[:, : x.shape[1], None]
-            return torch.where(hidden, config.noise_deviation * noise, x)
+            hidden = mask.repeat_interleave(self.stack, 1)[:, : x.shape[1]]
+            # The last step of an utterance may lack mel frames, where padding stays 0.
+            hidden = hidden & ~padding_mask(mel_lengths(batch.wave_lengths), x.shape[1])
+            return torch.where(hidden[..., None], config.noise_deviation * noise, x)
 
         with altered_mel(self.encoder, alter):
             return self.encoder(wave, lengths, layers=[-1])
@@ -166,8 +168,7 @@ class BestRQ(Objective):
         The last step of an utterance may lack some: they are 0, the mean.
         """
         mel = self.log_mel(batch.wave)
-        lengths = (batch.wave_lengths - WINDOW_SAMPLES) // SHIFT_SAMPLES + 1
-        mel = normalise_frames(mel, padding_mask(lengths, mel.shape[1]))
+        mel = normalise_frames(mel, padding_mask(mel_lengths(batch.wave_lengths), mel.shape[1]))
         wanted = frames * self.stack
         mel = F.pad(mel, (0, 0, 0, max(wanted - mel.shape[1], 0)))[:, :wanted]
         return mel.unflatten(1, (frames, self.stack)).flatten(2)

@@ -26,7 +26,7 @@ from speechssl.contract import Batch, Loss, Objective, padding_mask
 from speechssl.nn import collapse
 from speechssl.nn.altered_mel import altered_mel
 from speechssl.nn.draws import random_normal, random_uniform
-from speechssl.nn.log_mel import SHIFT_SAMPLES, WINDOW_SAMPLES
+from speechssl.nn.log_mel import SHIFT_SAMPLES, mel_lengths
 from speechssl.nn.masking import span_mask
 from speechssl.nn.update_sums import UpdateSums
 
@@ -112,7 +112,7 @@ class Tera(Objective):
         logs = {
             "distance": (total.detach(), count),
             "distance_of_zero": (x_BMF[cells].abs().sum(), count),
-            "altered_fraction": (count, _mel_lengths(batch).sum() * x_BMF.shape[2]),
+            "altered_fraction": (count, mel_lengths(batch.wave_lengths).sum() * x_BMF.shape[2]),
         }
         return Loss(total, count, logs)
 
@@ -128,7 +128,7 @@ class Tera(Objective):
     def alter(self, x_BMF: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The altered features, and (B, M, F) bool: cells to restore."""
         config, bins = self.config, x_BMF.shape[2]
-        lengths = _mel_lengths(batch)
+        lengths = mel_lengths(batch.wave_lengths)
         dice = random_uniform(batch.seeds.to(x_BMF.device), _DICE, 5)[..., None, None]
         how, distance, width, start, noisy = dice.unbind(1)
         valid = ~padding_mask(lengths, x_BMF.shape[1])[..., None]
@@ -159,7 +159,3 @@ class Tera(Objective):
             noise = config.noise_deviation * noise * (noisy < config.noise_probability)
             altered = altered + noise.masked_fill(~valid, 0)
         return altered, block.expand_as(x_BMF) | band
-
-
-def _mel_lengths(batch: Batch) -> Tensor:
-    return (batch.wave_lengths - WINDOW_SAMPLES) // SHIFT_SAMPLES + 1

@@ -114,6 +114,17 @@ def test_noise_takes_the_place_of_masked_filterbank_frames_and_nothing_else() ->
     assert whole == pytest.approx(parts, rel=1e-5)
 
 
+def test_noise_ends_with_the_utterance_whose_last_step_is_not_full() -> None:
+    model = objective(mask_with="noise").eval()
+    batch = batch_for(model, (0.81, 1.3))
+    frames = model.encoder.frame_lengths(batch.wave_lengths)
+    assert (batch.wave_lengths[0] - 400) // 160 + 1 < 2 * frames[0]
+    mask = torch.arange(int(frames.max())) < frames[:, None]
+    together = model.encode(batch, mask).last[0, : frames[0]]
+    alone = model.encode(one(batch, 0), mask[:1, : frames[0]]).last[0]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
 def test_a_third_of_the_frames_is_masked_in_spans_of_400_ms() -> None:
     """As with starts at 1 % of the filterbank's frames: 1 - exp(-0.4), a little less at the end."""
     c = BestRQConfig(encoder=ENCODER)
