@@ -9,6 +9,7 @@ Shape legend: N frames, C input channels, G groups, V codes per group, F output 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,11 @@ class GumbelQuantiser(nn.Module):
                 chosen = F.one_hot(codes, self.codes).float() + soft - soft.detach()
             vectors = torch.einsum("ngv,gve->nge", chosen, self.codewords.float()).flatten(1)
         return Quantised(vectors, codes, probabilities)
+
+
+def annealed(start: float, end: float, factor: float, step: Tensor) -> Tensor:
+    """Temperature behind `step` updates: exponential decay from `start`, not below `end`."""
+    return (start * torch.exp(step.float() * math.log(factor))).clamp(min=end)
 
 
 class CodeUsage(nn.Module):

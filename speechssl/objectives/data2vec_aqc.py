@@ -28,7 +28,7 @@ from speechssl.nn.contrastive import draw_negatives, info_nce
 from speechssl.nn.cosine_clusters import cosine_clusters
 from speechssl.nn.draws import random_gumbel
 from speechssl.nn.frame_masks import masked_frames, pack
-from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser
+from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser, annealed
 from speechssl.nn.update_sums import UpdateSums
 from speechssl.objectives.data2vec import Data2vec, Data2vecConfig
 from speechssl.objectives.wavlm import VIEW
@@ -56,11 +56,16 @@ class Data2vecAqcConfig(Data2vecConfig):
     cluster_frames: int = 16
     """Frames of an utterance per cluster of negatives."""
     cluster_scale: float = 0.3
-    """Factor of the cosine of a negative in the positive's cluster; 1: no clustering."""
+    """Factor of the cosine of a negative in the positive's cluster; 1: no clustering. As published
+    it also brings negative cosines nearer to 0, that is, raises them."""
     diversity_weight: float = 0.1
     """Weight of the share of codes that are not used."""
-    gumbel_temperature: float = 2.0
-    """Temperature of the Gumbel softmax."""
+    gumbel_start: float = 2.0
+    """Temperature of the Gumbel softmax at the first update."""
+    gumbel_end: float = 0.5
+    """Its least."""
+    gumbel_factor: float = 0.999995
+    """Its factor per update."""
 
     def build(self) -> Data2vecAqc:
         return Data2vecAqc(self)
@@ -155,7 +160,7 @@ class Data2vecAqc(Data2vec):
         if self.training:
             size = (packed.shape[1], config.groups, config.codes)
             noise = random_gumbel(batch.seeds.to(front.device), _NOISE, *size)[packed]
-        found = self.quantiser(x_BMC[packed], config.gumbel_temperature, noise)
+        found = self.quantiser(x_BMC[packed], self.gumbel_temperature(), noise)
         y_BMF = x_BMC.new_zeros(*packed.shape, config.final_dim, dtype=torch.float32)
         y_BMF[packed] = self.project_quantised(found.vectors).float()
         codes_BMG = found.codes.new_zeros(*packed.shape, config.groups)
@@ -177,6 +182,11 @@ class Data2vecAqc(Data2vec):
             other = own[:, None].expand(-1, own.shape[1], -1).gather(2, negatives)
             found.append(other == own[..., None])
         return found[0], found[1]
+
+    def gumbel_temperature(self) -> Tensor:
+        """Temperature of this update."""
+        c = self.config
+        return annealed(c.gumbel_start, c.gumbel_end, c.gumbel_factor, self.step)
 
     def after_update(self, step: int) -> None:
         super().after_update(step)

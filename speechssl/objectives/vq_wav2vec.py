@@ -17,7 +17,6 @@ M negatives, G groups, V codes per group.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import cast
 
 import torch
@@ -30,7 +29,7 @@ from speechssl.encoders.vq_conv import VqConvEncoder, joint_code
 from speechssl.nn import collapse
 from speechssl.nn.contrastive import draw_negatives
 from speechssl.nn.draws import random_gumbel
-from speechssl.nn.gumbel import CodeUsage, Quantised
+from speechssl.nn.gumbel import CodeUsage, Quantised, annealed
 from speechssl.nn.update_sums import UpdateSums
 
 _NOISE, _NEGATIVES = 91, 92
@@ -151,10 +150,9 @@ class VqWav2vec(Objective):
         return loss, hits, count
 
     def gumbel_temperature(self) -> Tensor:
-        """Exponential decay with a floor, by updates done."""
-        config = self.config
-        decayed = torch.exp(self.step.float() * math.log(config.gumbel_factor))
-        return (config.gumbel_start * decayed).clamp(min=config.gumbel_end)
+        """Temperature of this update."""
+        c = self.config
+        return annealed(c.gumbel_start, c.gumbel_end, c.gumbel_factor, self.step)
 
     def after_update(self, step: int) -> None:
         super().after_update(step)

@@ -17,7 +17,6 @@ frames, N masked frames of all utterances, G groups, V codes per group, F final 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, cast
 
 import torch
@@ -30,7 +29,7 @@ from speechssl.nn import collapse
 from speechssl.nn.contrastive import draw_negatives, info_nce
 from speechssl.nn.draws import random_gumbel
 from speechssl.nn.frame_masks import masked_frames, pack
-from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser, Quantised
+from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser, Quantised, annealed
 from speechssl.nn.update_sums import UpdateSums
 from speechssl.objectives.hubert import Logs, feature_penalty
 
@@ -180,10 +179,9 @@ class Wav2vec2(Objective):
         return self.quantiser(x_BTC[chosen], self.gumbel_temperature(), noise)
 
     def gumbel_temperature(self) -> Tensor:
-        """Exponential decay with a floor, by updates done."""
-        config = self.config
-        decayed = torch.exp(self.step.float() * math.log(config.gumbel_factor))
-        return (config.gumbel_start * decayed).clamp(min=config.gumbel_end)
+        """Temperature of this update."""
+        c = self.config
+        return annealed(c.gumbel_start, c.gumbel_end, c.gumbel_factor, self.step)
 
     def after_update(self, step: int) -> None:
         super().after_update(step)

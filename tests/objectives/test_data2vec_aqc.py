@@ -9,9 +9,16 @@ import pytest
 import torch
 from kinds import batch_for, build
 
+from speechssl.nn.contrastive import draw_negatives
+from speechssl.nn.cosine_clusters import cosine_clusters
 from speechssl.nn.frame_masks import masked_frames
 from speechssl.objectives.data2vec import Data2vecConfig
-from speechssl.objectives.data2vec_aqc import Data2vecAqc, Data2vecAqcConfig
+from speechssl.objectives.data2vec_aqc import (
+    _CLUSTERS,
+    _NEGATIVES,
+    Data2vecAqc,
+    Data2vecAqcConfig,
+)
 
 
 def objective(**changes: Any) -> Data2vecAqc:
@@ -58,6 +65,58 @@ def test_equal_views_give_equal_quantised_streams_in_training_too() -> None:
     mixed = model.encoder(batch.views["mixed"], batch.wave_lengths, mask=mask).front
     for a, b in zip(*(model.quantise(x, mask, batch) for x in (clean, mixed)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_student_tells_clean_frames_apart_and_the_teacher_augmented_ones() -> None:
+    """Both contrasts written out, the factor of negatives in the positive's cluster included."""
+    model = objective().eval()
+    batch = batch_for(model, (1.3, 0.81))
+    noisy = dataclasses.replace(batch, views={"mixed": batch.wave + torch.randn_like(batch.wave)})
+    mask, valid = masks(model, batch)
+    found = {"student": 0.0, "teacher": 0.0}
+    scaled = 0
+    with torch.no_grad():
+        out = model.encoder(noisy.views["mixed"], batch.wave_lengths, mask=mask)
+        clean = model.encoder(batch.wave, batch.wave_lengths, layers=[0]).front
+        targets = model.targets(batch, clean, ~valid)
+        negatives = draw_negatives(
+            mask.sum(1), batch.seeds, model.config.negatives, int(mask.sum(1).max()), _NEGATIVES
+        )
+        for b, own in enumerate(mask):
+            views = [
+                model.quantiser(model.encoder.front_norm(x[b, own])) for x in (clean, out.front)
+            ]
+            words = [model.project_quantised(view.vectors) for view in views]
+            pairs = torch.stack(words, 1).flatten(0, 1)[None]
+            number = max(int(valid[b].sum()) // model.config.cluster_frames, 2)
+            everything = torch.ones(1, pairs.shape[1], dtype=torch.bool)
+            clusters = cosine_clusters(
+                pairs, everything, torch.tensor([number]), batch.seeds[b : b + 1], stream=_CLUSTERS
+            ).view(-1, 2)
+            for i, (name, states) in enumerate((("student", out.last), ("teacher", targets))):
+                context = model.project_context(states[b, own]).double()
+                for t, x in enumerate(context):
+                    cosines = torch.cosine_similarity(x[None], words[i].double()) / 0.1
+                    logits = [cosines[t]]
+                    for n in negatives[b, t].tolist():
+                        same = bool(clusters[n, i] == clusters[t, i])
+                        scaled += same
+                        if not torch.equal(views[i].codes[n], views[i].codes[t]):
+                            logits.append(cosines[n] * (0.3 if same else 1.0))
+                    found[name] += (torch.stack(logits).logsumexp(0) - cosines[t]).item()
+        logs = model(noisy).logs
+    assert scaled > 0 and found["student"] != pytest.approx(found["teacher"], rel=1e-3)
+    for name, expected in found.items():
+        assert logs[f"contrast_nats_{name}"][0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gumbel_temperature_falls_from_update_to_update() -> None:
+    model = objective(gumbel_factor=0.5, gumbel_end=0.3)
+    seen = []
+    for step in range(4):
+        model.step.fill_(step)
+        seen.append(model.gumbel_temperature().item())
+    assert seen == pytest.approx([2.0, 1.0, 0.5, 0.3])
 
 
 def test_the_total_is_the_sum_of_its_terms_by_their_weights() -> None:
