@@ -19,7 +19,6 @@ F final width, G groups, V codes per group.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,7 @@ from speechssl.contract import Batch, EncoderOutput
 from speechssl.nn import collapse
 from speechssl.nn.contrastive import draw_negatives
 from speechssl.nn.draws import random_gumbel
-from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser
+from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser, annealed
 from speechssl.nn.update_sums import UpdateSums
 from speechssl.objectives.hubert import Labels, Logs
 from speechssl.objectives.wavlm import WavLM, WavLMConfig
@@ -82,7 +81,9 @@ class UniSpeechSat(WavLM):
                 f"utterance_layer: found {config.utterance_layer}, want 1 to {last - 1}"
             )
         self.inner_layers = (config.utterance_layer,)
-        self.utterance_norm = nn.LayerNorm(dim)
+        # Outputs of post-norm layers are normed already.
+        pre_norm = getattr(config.encoder, "pre_norm", False)
+        self.utterance_norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
         self.project_utterance = nn.Linear(dim, width)
         self.quantiser = GumbelQuantiser(dim, config.groups, config.codes, width)
         self.project_instance = nn.Linear(width, width)
@@ -126,9 +127,9 @@ class UniSpeechSat(WavLM):
         return own, taken, utterance[taken] == utterance[:, None]
 
     def gumbel_temperature(self) -> Tensor:
-        """Exponential decay with a floor, by updates done."""
-        decayed = torch.exp(self.step.float() * math.log(self.config.gumbel_factor))
-        return (self.config.gumbel_start * decayed).clamp(min=self.config.gumbel_end)
+        """Temperature of this update."""
+        c = self.config
+        return annealed(c.gumbel_start, c.gumbel_end, c.gumbel_factor, self.step)
 
     def after_update(self, step: int) -> None:
         super().after_update(step)

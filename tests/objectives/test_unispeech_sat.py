@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
-from kinds import batch_for, build
+from kinds import ENCODER, batch_for, build
 
 from speechssl.contract import EncoderOutput
 from speechssl.objectives.unispeech_sat import (
@@ -85,7 +86,8 @@ def test_the_terms_equal_those_of_transformers_heads_on_random_weights() -> None
         num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=4,
     )  # fmt: skip
     reference = transformers.UniSpeechSatForPreTraining(config).eval()
-    model = objective(final_dim=16, instances=7).eval()
+    encoder = dataclasses.replace(ENCODER, pre_norm=True)
+    model = objective(final_dim=16, instances=7, encoder=encoder).eval()
     batch = batch_for(model, (1.0, 1.0))
     pairs = [
         (model.utterance_norm, reference.layer_norm_for_extract),
@@ -121,6 +123,12 @@ def test_the_terms_equal_those_of_transformers_heads_on_random_weights() -> None
     diversity = 1 - perplexity.item() / 16
     assert logs["diversity"][0].item() / count == pytest.approx(diversity, rel=1e-4)
     assert total.item() == pytest.approx(expected.item() + 0.1 * diversity * count, rel=1e-4)
+
+
+def test_only_layers_of_pre_norm_encoders_are_normed_for_it() -> None:
+    for pre_norm, kind in ((True, torch.nn.LayerNorm), (False, torch.nn.Identity)):
+        model = objective(encoder=dataclasses.replace(ENCODER, pre_norm=pre_norm))
+        assert type(model.utterance_norm) is kind
 
 
 def test_a_layer_that_is_not_between_is_refused() -> None:
