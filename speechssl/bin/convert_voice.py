@@ -193,7 +193,10 @@ def _hash(text: str) -> str:
 def groups(
     items: Iterable[Any], converter: Any, faults: dict[str, str]
 ) -> Iterator[list[tuple[str, Any]]]:
-    """(id, wave) of some minutes of audio together; what cannot be read goes into `faults`."""
+    """(id, wave) of some minutes of audio together.
+
+    What cannot be read or is too short goes into `faults`, so that it spoils no group.
+    """
     from speechssl.hub.audio import to_wave
 
     held: list[tuple[str, Any]] = []
@@ -201,15 +204,23 @@ def groups(
     for item in items:
         try:
             samples, rate = item.read()
-            held.append((item.id, to_wave(samples, rate, want_rate=converter.rate, name=item.id)))
+            wave = to_wave(samples, rate, want_rate=converter.rate, name=item.id)
+            converter.require_length(wave)
         except (ValueError, OSError) as error:
-            faults[item.id] = str(error)
+            faults[item.id] = _named(item.id, error)
             continue
+        held.append((item.id, wave))
         if sum(len(wave) for _, wave in held) >= most:
             yield held
             held = []
     if held:
         yield held
+
+
+def _named(item_id: str, error: Exception) -> str:
+    """What is told of a recording, which names it."""
+    text = str(error)
+    return text if item_id in text else f"{item_id}: {text}"
 
 
 def convert_group(
@@ -223,7 +234,7 @@ def convert_group(
             for one in group:
                 yield from convert_group([one], converter, faults)
         else:
-            faults[group[0][0]] = str(error)
+            faults[group[0][0]] = _named(group[0][0], error)
         return
     for (item_id, wave), found in zip(group, made, strict=True):
         yield item_id, wave, found

@@ -90,10 +90,7 @@ class Converter:
         import numpy as np
 
         for wave in waves:
-            if len(wave) < self.shortest:
-                raise ValueError(
-                    f"found {len(wave)} samples at {self.rate} Hz, want at least {self.shortest}"
-                )
+            self.require_length(wave)
         heard = [i for i, wave in enumerate(waves) if not is_silent(wave)]
         start = time.perf_counter()
         mels = self.log_mels([waves[i] for i in heard])
@@ -104,6 +101,13 @@ class Converter:
         self.clock["model_s"] += middle - start
         self.clock["vocoder_s"] += time.perf_counter() - middle
         return found
+
+    def require_length(self, wave: np.ndarray) -> None:
+        """Raises `ValueError` for a (L,) wave that is too short for encoder or mel."""
+        if len(wave) < self.shortest:
+            raise ValueError(
+                f"found {len(wave)} samples at {self.rate} Hz, want at least {self.shortest}"
+            )
 
     def log_mels(self, waves: Sequence[np.ndarray]) -> list[Tensor]:
         """(L,) waves -> (T, F) log-mel spectrograms in the target's voice, on the CPU."""

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 
@@ -174,6 +175,10 @@ def divided(folder: Path, **values: object) -> dict[str, set[str]]:
     for name, value in values.items():
         setattr(options, name, value)
     rows = [r for r in cut_rows([corpus(folder)]) if field_of(r, "language") == "en"]
+    for take in ("x", "y"):  # what one says twice and nobody else is no sentence to convert
+        alone = deepcopy(rows[0]) | {"id": f"anna-12{take}"}
+        alone["supervisions"][0] |= {"text": "alone", "custom": {"sentence": 12}}
+        rows.append(alone)
     parts, target = module.divide(rows, options)
     return {k: {r["id"] for r in v} for k, v in parts.items()} | {"target": {target}}
 
@@ -184,7 +189,9 @@ def test_the_target_never_trains_on_a_sentence_of_the_test(tmp_path: Path) -> No
     assert parts["target_test"] == {"anna-9", "anna-10", "anna-11"}
     assert parts["target_valid"] == {"anna-7", "anna-8"}
     # Sentence 3 has the text of sentence 11.
-    assert parts["target_train"] == {f"anna-{n}" for n in (0, 1, 2, 4, 5, 6)}
+    assert parts["target_train"] == {
+        *(f"anna-{n}" for n in (0, 1, 2, 4, 5, 6)), "anna-12x", "anna-12y"
+    }  # fmt: skip
     assert parts["source_test"] == {f"{s}-{n}" for s in ("bert", "carl") for n in (9, 10, 11)}
     assert parts["natural"] == parts["source_test"] | parts["target_test"]
 

@@ -14,7 +14,6 @@ cuts_NAME.jsonl.gz, and target.txt.
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +62,10 @@ def divide(
             "of several, by name or number"
         )
     key = {row["id"]: _order(field_of(row, options.field)) for row in rows}
-    said = Counter(key[row["id"]] for row in rows)
     by_target = {key[row["id"]] for row in rows if field_of(row, "speaker") == target}
-    # What the target and somebody else say.
-    shared = sorted(k for k in by_target if said[k] > 1)
+    others = [s for s in speakers if s != target][: options.sources]
+    by_others = {key[row["id"]] for row in rows if field_of(row, "speaker") in others}
+    shared = sorted(by_target & by_others)
     if len(shared) < options.test + options.valid + 1:
         raise SystemExit(
             f"divide: found {len(shared)} sentences that {target} and others say, want more than "
@@ -75,7 +74,6 @@ def divide(
     test = set(shared[-options.test :])
     valid = set(shared[-options.test - options.valid : -options.test])
     held = {field_of(r, "text") for r in rows if key[r["id"]] in test | valid} - {None}
-    others = [s for s in speakers if s != target][: options.sources]
     parts: dict[str, list[dict[str, Any]]] = {
         name: []
         for name in ("target_train", "target_valid", "target_test", "source_test", "natural")
