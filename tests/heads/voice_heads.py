@@ -35,8 +35,8 @@ TO_ANY: dict[str, Any] = {"embeddings": "exp/x", "classes": SPEAKERS, "embedding
 KINDS: list[tuple[type[VoiceConfig], dict[str, Any]]] = [
     (VoiceConvNextConfig, {}),
     (VoiceConvNextConfig, TO_ANY | {"pitch": True, "energy": True}),
-    (VoiceConvNextConfig, {"units": 9, "unit_dim": 16, "layer": 1, "normalise_layers": False,
-                           "unit_embedding_dim": 8}),
+    (VoiceConvNextConfig, TO_ANY | {"units": 9, "unit_dim": 16, "layer": 1, "pitch": True,
+                                    "normalise_layers": False, "unit_embedding_dim": 8}),
     (VoiceTaco2ArConfig, {"layer": -1, "standardise": True}),
     (VoiceTaco2ArConfig, TO_ANY | {"energy": True}),
     (VoiceConvNextConfig, {"changed_voices": 0.6, "pitch": True}),
