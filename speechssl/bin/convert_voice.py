@@ -253,7 +253,7 @@ class Records:
         from speechssl.hub.store import make_folder, whole_lines
 
         self.folder = make_folder(options.output)
-        self.options, self.names = options, names
+        self.options, self.names = options, dict(names)
         self.meta = {k: v for k, v in to_dict(options).items() if k not in self.free}
         self.meta["model_hash"] = _file_hash(options.model)
         self.meta["vocoder_hash"] = _file_hash(options.vocoder)
@@ -265,6 +265,11 @@ class Records:
                 if (self.folder / row["audio"]).is_file():
                     self.done[row["source_id"]] = row
             self._write_index()
+        # Another input's recording of the same name, in an earlier run, keeps its file.
+        taken = {row["id"]: source_id for source_id, row in self.done.items()}
+        for source_id, name in self.names.items():
+            if taken.get(name, source_id) != source_id:
+                self.names[source_id] = f"{name}-{_hash(source_id)}"
 
     def _agree(self) -> None:
         path = self.folder / "convert.json"
@@ -330,23 +335,29 @@ class Records:
             timing = before["timing"]
         self._write_json(self.meta | told | {"timing": timing})
 
+    def _rows(self) -> list[dict[str, Any]]:
+        """Lines of index.jsonl: in the order of the input, earlier inputs' behind them."""
+        order = {item_id: number for number, item_id in enumerate(self.names)}
+        return sorted(self.done.values(), key=lambda r: order.get(r["source_id"], len(order)))
+
     def _write_index(self) -> None:
         from speechssl.bin.score import write_text
 
-        order = {item_id: number for number, item_id in enumerate(self.names)}
-        rows = sorted(self.done.values(), key=lambda r: order.get(r["source_id"], len(order)))
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows())
         write_text(self.index, lines)
 
     def _write_cuts(self, described: dict[str, dict[str, Any]]) -> None:
-        from speechssl.corpora.manifest import cut_row, open_gzip_text, read_header
+        from speechssl.corpora.manifest import cut_row, open_gzip_text, read_header, read_rows
         from speechssl.data.fields import field_of
 
         path = self.folder / "cuts.jsonl.gz"
         temporary = path.with_name(path.name + ".tmp")
+        before = {cut["id"]: cut for cut in read_rows(path)} if path.is_file() else {}
         with open_gzip_text(temporary) as out:
-            for item_id in self.names:
-                if (row := self.done.get(item_id)) is None:
+            for row in self._rows():
+                item_id = row["source_id"]
+                if item_id not in self.names and row["id"] in before:
+                    out.write(json.dumps(before[row["id"]], ensure_ascii=False) + "\n")
                     continue
                 cut = described.get(item_id, {})
                 audio = self.folder / row["audio"]

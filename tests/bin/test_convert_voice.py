@@ -361,6 +361,21 @@ def test_a_long_recording_on_disk_is_converted_as_one_in_memory(
     assert torch.equal(found[0], found[1])
 
 
+def test_another_input_adds_to_what_is_there(
+    corpus: dict[str, str], any_to_one: Path, tmp_path: Path
+) -> None:
+    first = convert(any_to_one, corpus["test"], tmp_path / "out")
+    sound = (tmp_path / "out" / first[0]["audio"]).read_bytes()
+    soundfile.write(tmp_path / "test0.wav", spoken(150.0, 0.4, 9), 16000)  # the name of a cut
+    second = convert(any_to_one, str(tmp_path / "test0.wav"), tmp_path / "out")
+    assert second[1:] == first and second[0]["id"].startswith("test0-")
+    assert (tmp_path / "out" / first[0]["audio"]).read_bytes() == sound
+    with gzip.open(tmp_path / "out" / "cuts.jsonl.gz", "rt") as lines:
+        cuts = [json.loads(line) for line in lines]
+    assert [c["id"] for c in cuts] == [r["id"] for r in second]
+    assert cuts[1]["supervisions"][0]["text"] == "TEXT 0"
+
+
 def test_silence_alone_is_silence() -> None:
     found = converter(VoiceConvNextConfig, 10.0, 1.0)([np.zeros(8000, np.float32)])
     assert len(found[0]) == 8000 and not found[0].any()
