@@ -98,7 +98,7 @@ def verdicts(rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     }
     upstreams = {k: v for k, v in rows.items() if not k.startswith(("sources", "target through"))}
     for title, (column, base, factor) in wanted.items():
-        if base is not None:
+        if base:  # 0 where sources are compared with themselves
             good = [
                 name
                 for name, seeds in upstreams.items()
