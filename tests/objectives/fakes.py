@@ -79,11 +79,14 @@ def make_batch(
     views: Sequence[str] = (),
 ) -> Batch:
     """Noise utterances with random labels, three tokens, a topic and a speaker each; utterance i is
-    the same whatever stands beside it."""
+    the same whatever stands beside it. Views have other noise on top."""
     waves, labels, text, topics, speakers = [], {name: [] for name in classes}, [], [], []
+    corrupted = []
     for i, s in enumerate(seconds):
         random = torch.Generator().manual_seed(seed + i)
         waves.append(torch.randn(int(s * 16000), generator=random))
+        other = torch.Generator().manual_seed(seed + i + 10**6)
+        corrupted.append(waves[-1] + 0.5 * torch.randn(len(waves[-1]), generator=other))
         frames = int(encoder.frame_lengths(torch.tensor([len(waves[-1])])))
         for name, k in classes.items():
             labels[name].append(torch.randint(k, (frames,), generator=random))
@@ -102,7 +105,7 @@ def make_batch(
         wave=wave,
         wave_lengths=lengths,
         targets=targets,
-        views=dict.fromkeys(views, wave * 0.5),
+        views=dict.fromkeys(views, nn.utils.rnn.pad_sequence(corrupted, batch_first=True)),
         seeds=torch.arange(len(waves)) + seed,
         ids=tuple(f"u{seed + i}" for i in range(len(waves))),
     )

@@ -109,8 +109,9 @@ SMALL: dict[str, dict[str, Any]] = {
 """Config class name -> further arguments for a small one."""
 FIXED_DEPTH: set[str] = {"W2vBertConfig"}
 """Objectives that refuse an encoder that drops layers."""
-WHOLE_BATCH: set[str] = {"UniSpeechSatConfig"}
-"""Objectives whose loss of a batch is by design no sum over utterances (in-batch negatives)."""
+APART: dict[str, dict[str, Any]] = {"UniSpeechSatConfig": {"utterance_weight": 0.0}}
+"""Objectives with a term between the utterances of a micro-batch, by design -> what leaves it out:
+the rest is a sum over utterances."""
 
 
 def _one_code(quantiser: Any) -> None:
@@ -163,7 +164,12 @@ def build(kind: type[ObjectiveConfig], **changes: Any) -> Objective:
     return kind(**(given | SMALL.get(kind.__name__, {}) | changes)).build()
 
 
-def batch_for(objective: Objective, seconds: tuple[float, ...] = (1.3, 0.8, 2.0)) -> Batch:
+def apart(kind: type[ObjectiveConfig]) -> dict[str, Any]:
+    return APART.get(kind.__name__, {})
+
+
+def batch_for(objective: Objective, seconds: tuple[float, ...] = (1.3, 0.81, 2.005)) -> Batch:
+    # Whole tenths of a second would all end at the same share of an encoder's step.
     return make_batch(objective.encoder, seconds, CLASSES, views=["mixed"])
 
 
@@ -216,14 +222,15 @@ def trainer(
     rank: int = 0,
     world: int = 1,
     encoder: dict[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
     valid: bool = True,
     **options: Any,
 ) -> Trainer:
     base = SMALL.get(kind.__name__, {}).get("encoder", ENCODER)
-    changes = {"encoder": dataclasses.replace(base, **encoder)} if encoder else {}
-    objective = build(kind, **changes)
+    given = {"encoder": dataclasses.replace(base, **encoder)} if encoder else {}
+    objective = build(kind, **given, **(changes or {}))
     source = NoiseSource(objective, parts, rank, world)
-    given = {"device": "cpu", "tensorboard": False, "learning_rate": 1e-3, "warmup_fraction": 0.0,
+    short = {"device": "cpu", "tensorboard": False, "learning_rate": 1e-3, "warmup_fraction": 0.0,
              "schedule": "constant", "log_every": 1, "valid_every": 2}  # fmt: skip
-    config = TrainConfig(**(given | options))
+    config = TrainConfig(**(short | options))
     return Trainer(config, objective, source, source if valid else None, output)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from kinds import FOUND, trainer
+from kinds import FOUND, apart, trainer
 from safetensors.torch import save_file
 
 from speechssl import dist
@@ -29,6 +29,7 @@ def main() -> None:
             steps=STEPS,
             log_every=STEPS,
             parallel=parallel,
+            changes=apart(kind),
         )
         run.fit()
         state = run.export_state()

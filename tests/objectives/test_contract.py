@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import make_batch, one
-from kinds import CLASSES, FOUND, WHOLE_BATCH, batch_for, build, every
+from kinds import CLASSES, FOUND, apart, batch_for, build, every
 
 from speechssl.config import ObjectiveConfig, from_class_path, to_dict
 
@@ -42,9 +42,7 @@ def test_gradient_reaches_every_trainable_parameter(kind: Any) -> None:
 
 @every
 def test_the_loss_of_a_batch_is_the_sum_over_its_utterances(kind: Any) -> None:
-    if kind.__name__ in WHOLE_BATCH:
-        pytest.skip("in-batch negatives")
-    objective = build(kind).eval()
+    objective = build(kind, **apart(kind)).eval()
     batch = batch_for(objective)
     whole = objective(batch)
     alone = [objective(one(batch, i)) for i in range(len(batch))]
