@@ -95,6 +95,8 @@ def test_realmini_divides_a_parallel_corpus_and_takes_lj_as_a_target_without_one
     assert "--field sentence --target 0 --test 2 --valid 1" in divide
     (scored,) = starting(calls, "score-conversion")
     assert "--match [text,emotion]" in scored and "--target anna" in scored
+    (head,) = (c for c in calls if "convnext.yaml" in c)
+    assert "--head.changed_voices 1 --head.voice.formant_ratio 1.4 " in head
     own = "egs/realmini/vc/data/ljspeech_sample"
     for name in ("cuts_train", "cuts_test", "sources/cuts_test"):
         copy.write(f"{own}/{name}.jsonl.gz")
