@@ -14,11 +14,14 @@ class TrainConfig:
     """Optimiser updates to make in all."""
     learning_rate: float = 5e-4
     """Peak learning rate."""
-    schedule: Literal["linear", "cosine", "tri_stage", "constant", "infinite"] = "linear"
+    schedule: Literal["linear", "cosine", "tri_stage", "inverse_sqrt", "constant", "infinite"] = (
+        "linear"
+    )
     """Shape of the learning rate after its warm-up: linear or cosine decay to
     `final_scale` x peak at the last step; tri_stage: warm-up, hold, exponential decay;
-    constant; infinite: cooldown to a constant rate that further steps prolong, and a last anneal
-    of `anneal_steps`, all counted in updates."""
+    inverse_sqrt: peak x square root of warm-up / step (Noam); constant; infinite: cooldown to a
+    constant rate that further steps prolong, and a last anneal of `anneal_steps`, all counted in
+    updates."""
     warmup_fraction: float = 0.08
     """Share of the steps that warm up linearly (HuBERT 0.08; tri_stage recipes 0.1)."""
     warmup_steps: int | None = None

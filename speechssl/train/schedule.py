@@ -13,7 +13,8 @@ TIMESCALE = 10.0
 def rate_scale(config: TrainConfig, step: int) -> float:
     """Share of the peak learning rate for update number `step` (1 is the first update).
 
-    Source: fairseq `polynomial_decay` (power 1), `cosine`, `tri_stage` schedulers; infinite:
+    Source: fairseq `polynomial_decay` (power 1), `cosine`, `tri_stage` schedulers; inverse_sqrt:
+    Vaswani et al. 2017, "Attention Is All You Need", section 5.3; infinite:
     Ibrahim et al. 2024, "Simple and Scalable Strategies to Continually Pre-train Large Language
     Models", section 7.4.
     Differs: the warm-up reaches the peak at its last update, and the decay its end at the last
@@ -26,6 +27,8 @@ def rate_scale(config: TrainConfig, step: int) -> float:
         return config.initial_scale + (1 - config.initial_scale) * step / warmup
     if config.schedule == "constant":
         return 1.0
+    if config.schedule == "inverse_sqrt":
+        return math.sqrt(max(warmup, 1) / step)
     if config.schedule == "infinite":
         return _infinite(config, step, warmup)
     hold = round(config.hold_fraction * config.steps) if config.schedule == "tri_stage" else 0

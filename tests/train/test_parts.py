@@ -55,6 +55,16 @@ def test_constant_schedule_stays_at_its_peak_behind_the_warm_up() -> None:
     assert [rate_scale(config, n) for n in range(1, 11)] == [0.5] + [1.0] * 9
 
 
+def test_inverse_square_root_schedule_is_noams_and_does_not_look_at_the_end() -> None:
+    options = {"schedule": "inverse_sqrt", "warmup_steps": 25}
+    for steps in (200, 4000):
+        config = TrainConfig(steps=steps, **options)
+        for step in (1, 10, 24, 25, 26, 100, 200):
+            noam = 25**0.5 * min(step**-0.5, step * 25**-1.5)
+            assert rate_scale(config, step) == pytest.approx(noam)
+    assert rate_scale(TrainConfig(steps=9, warmup_fraction=0, schedule="inverse_sqrt"), 4) == 0.5
+
+
 INFINITE = {"schedule": "infinite", "warmup_steps": 10, "cooldown_steps": 40, "constant_scale": 0.4,
             "final_scale": 0.1}  # fmt: skip
 
