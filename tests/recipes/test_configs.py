@@ -27,6 +27,7 @@ PUBLISHED_ENCODERS = {
     "wavlm_large": 315_453_120,
     "wav2vec2_base": 94_371_712,
     "data2vec_base": 93_164_288,
+    "data2vec_large": 313_276_416,
     "mr_hubert_base": 96_740_224,
     "mr_hubert_large": 319_641_728,
     "hubertopic_base": 94_371_712,
