@@ -37,6 +37,18 @@ def spread(total: Tensor, squares: Tensor, count: Tensor) -> Tensor:
     return (squares / count - mean.square()).clamp(min=0).sqrt().mean()
 
 
+@torch.no_grad()
+def deviation_over_time(x_BTC: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over valid frames of the standard deviation over time within their utterance, mean over
+    channels, and how many frames there are: a pair to log."""
+    keep, count = valid_BT[..., None], valid_BT.sum(1)
+    x = x_BTC.float().masked_fill(~keep, 0)
+    mean = x.sum(1, keepdim=True) / count.clamp(min=1)[:, None, None]
+    squares = (x - mean).masked_fill(~keep, 0).square().sum(1)
+    deviation = (squares / count.clamp(min=1)[:, None]).sqrt().mean(1)
+    return (deviation * count).sum(), count.sum()
+
+
 def perplexity(counts: Tensor) -> Tensor:
     """(..., V) counts or probabilities -> (...) exp of the entropy: codes used, from 1 to V."""
     p = counts.float() / counts.float().sum(-1, keepdim=True).clamp(min=1e-9)

@@ -86,7 +86,8 @@ class Data2vec(Objective):
         )
         out = self.encoder(batch.wave, batch.wave_lengths, mask=mask, layers=[-1])
         y_BTD = self.targets(batch, out.front, ~valid)
-        return self.regress(out.last, y_BTD, mask, valid, batch)
+        loss = self.regress(out.last, y_BTD, mask, valid, batch)
+        return watched(loss, out.front, valid)
 
     def regress(
         self, x_BTD: Tensor, y_BTD: Tensor, mask: Tensor, valid: Tensor, batch: Batch
@@ -141,6 +142,13 @@ class Data2vec(Objective):
                 collapse.require(
                     f"{name} deviation", found, least, step, f"all {name}s are nearly the same"
                 )
+
+
+def watched(loss: Loss, front: Tensor, valid: Tensor) -> Loss:
+    """`loss` that also logs how much the (B, T, C) front end varies over time: one that gives all
+    frames the same shows in no other figure."""
+    pair = collapse.deviation_over_time(front, valid)
+    return dataclasses.replace(loss, logs=dict(loss.logs) | {"front_deviation": pair})
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from speechssl.contract import Batch, Loss, padding_mask
 from speechssl.nn.draws import random_normal
 from speechssl.nn.masking import block_mask
-from speechssl.objectives.data2vec import Data2vec, Data2vecConfig
+from speechssl.objectives.data2vec import Data2vec, Data2vecConfig, watched
 
 _NOISE = 61
 """Stream of an utterance's seed."""
@@ -114,7 +114,8 @@ class Data2vec2(Data2vec):
         x_RTE = self.decode(x_RVD, visible_RT, padding, batch)
         y_RTD = self.targets(batch, front, padding).repeat_interleave(config.masks, 0)
         valid_RT = ~padding.repeat_interleave(config.masks, 0)
-        return self.regress(x_RTE, y_RTD, masks_BMT.flatten(0, 1), valid_RT, batch)
+        loss = self.regress(x_RTE, y_RTD, masks_BMT.flatten(0, 1), valid_RT, batch)
+        return watched(loss, front, ~padding)
 
     def decode(self, x_RVD: Tensor, visible_RT: Tensor, padding: Tensor, batch: Batch) -> Tensor:
         """(R, T, E): visible frames at their places, noise at the others, through the decoder."""

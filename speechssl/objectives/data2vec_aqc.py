@@ -30,7 +30,7 @@ from speechssl.nn.draws import random_gumbel
 from speechssl.nn.frame_masks import masked_frames, pack
 from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser, annealed
 from speechssl.nn.update_sums import UpdateSums
-from speechssl.objectives.data2vec import Data2vec, Data2vecConfig
+from speechssl.objectives.data2vec import Data2vec, Data2vecConfig, watched
 from speechssl.objectives.wavlm import VIEW
 
 _NOISE, _NEGATIVES, _CLUSTERS = 51, 52, 53
@@ -103,7 +103,7 @@ class Data2vecAqc(Data2vec):
         out = self.encoder(batch.views[VIEW], lengths, mask=mask, layers=[-1])
         clean = self.encoder(batch.wave, lengths, layers=[0]).front
         y_BTD = self.targets(batch, clean, ~valid)
-        base = self.regress(out.last, y_BTD, mask, valid, batch)
+        base = watched(self.regress(out.last, y_BTD, mask, valid, batch), out.front, valid)
 
         student, teacher, hits, p_NGV = self.contrast(out, clean, y_BTD, mask, batch)
         # Frames of both views, under the count of one.

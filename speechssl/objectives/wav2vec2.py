@@ -17,6 +17,7 @@ frames, N masked frames of all utterances, G groups, V codes per group, F final 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, cast
 
 import torch
@@ -73,6 +74,10 @@ class Wav2vec2Config(ObjectiveConfig):
     """Raise from this update on if nearly all frames take the same codes; 0: never."""
     least_perplexity: float = 1.5
     """Mean perplexity of a codebook's codes that counts as sound."""
+    chance_after: int = 20_000
+    """Raise from this update on if contexts tell frames no better than by chance; 0: never."""
+    least_gain: float = 0.05
+    """Nats by which the contrast must lie below those of chance."""
 
     def build(self) -> Wav2vec2:
         return Wav2vec2(self)
@@ -92,7 +97,8 @@ class Wav2vec2(Objective):
         self.project_target = nn.Linear(width, width)
         self.project_context = nn.Linear(self.encoder.dim, width)
         self.usage = CodeUsage(groups, codes)
-        self.sums = UpdateSums(probabilities=(groups, codes), codes=(groups, codes), count=())
+        shape = groups, codes
+        self.sums = UpdateSums(probabilities=shape, codes=shape, contrast=(), count=())
 
     def forward(self, batch: Batch) -> Loss:
         config = self.config
@@ -130,7 +136,7 @@ class Wav2vec2(Objective):
         total = contrast + config.diversity_weight * diversity
         used = F.one_hot(codes_BMG[packed], config.codes).sum(0)
         if not batch.filler:
-            self.sums.add(probabilities=p_NGV.sum(0), codes=used, count=count)
+            self.sums.add(probabilities=p_NGV.sum(0), codes=used, contrast=contrast, count=count)
         logs: Logs = {
             "contrast_nats": (contrast.detach(), count),
             "contrast_accuracy": (hits, count),
@@ -191,3 +197,8 @@ class Wav2vec2(Objective):
             found = collapse.perplexity(sums["codes"]).mean()
             because = "nearly all frames take the same codes"
             collapse.require("code perplexity", found, self.config.least_perplexity, step, because)
+        if collapse.due(step, self.config.chance_after):
+            gain = math.log(1 + self.config.negatives) - sums["contrast"] / sums["count"]
+            because = "contexts tell frames no better than by chance"
+            least = self.config.least_gain
+            collapse.require("gain of the contrast over chance", gain, least, step, because)

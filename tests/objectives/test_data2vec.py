@@ -105,6 +105,23 @@ def test_the_detector_fires_on_constant_targets_and_stays_quiet_otherwise() -> N
         collapsed(model)
 
 
+def test_the_front_ends_deviation_over_time_is_logged() -> None:
+    """By it a front end shows that gives all frames the same."""
+    model = objective()
+    batch = batch_for(model)
+    _, valid = masks(model, batch)
+    front = model.encoder(batch.wave, batch.wave_lengths, layers=[0]).front
+    expected = sum(
+        (row[keep].std(0, correction=0).mean() * keep.sum()).item()
+        for row, keep in zip(front, valid, strict=True)
+    )
+    total, count = model(batch).logs["front_deviation"]
+    assert total.item() == pytest.approx(expected, rel=1e-4) and count == valid.sum()
+    with torch.no_grad():
+        model.encoder.front.layers[-1].norm.weight.zero_()
+    assert model(batch).logs["front_deviation"][0].item() == pytest.approx(0, abs=1e-3)
+
+
 def test_more_target_layers_than_the_encoder_has_are_refused() -> None:
     with pytest.raises(ValueError, match=f"found 8, want 1 to {ENCODER.layers}"):
         objective(target_layers=8)

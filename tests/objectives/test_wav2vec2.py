@@ -78,6 +78,22 @@ def test_the_detector_fires_when_all_frames_take_one_code_and_stays_quiet_otherw
             model.after_update(1)
 
 
+def test_a_contrast_at_chance_is_named_and_a_better_one_is_not() -> None:
+    for share in (1.0, 0.5):
+        # Many codes: hardly any negative is left out because it equals the positive.
+        model = objective(collapse_after=0, chance_after=1, codes=320).train()
+        with torch.no_grad():
+            model.project_context.weight.zero_()
+            model.project_context.bias.zero_()
+        model(batch_for(model))
+        model.sums.contrast.mul_(share)
+        if share == 1:
+            with pytest.raises(Collapsed, match="no better than by chance"):
+                model.after_update(1)
+        else:
+            model.after_update(1)
+
+
 class _Fixed(torch.nn.Module):
     """An encoder whose output is given."""
 
