@@ -110,7 +110,8 @@ class VqConvEncoder(FrameEncoder):
     Source: Baevski et al. 2020 (vq-wav2vec), sections 2 and 4.2; fairseq
     `models/wav2vec/wav2vec.py`.
     Differs: norms are over channels, where the reference norms over channels and time; each
-    codebook has codewords of its own, which the reference's recipe shares (`combine-groups`).
+    codebook has codewords of its own, which the reference's recipe shares (`combine-groups`); the
+    hidden layer before them has the model's width, half of the reference's.
     """
 
     config: VqConvConfig
