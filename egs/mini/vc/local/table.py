@@ -98,7 +98,8 @@ def verdicts(rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     }
     upstreams = {k: v for k, v in rows.items() if not k.startswith(("sources", "target through"))}
     for title, (column, base, factor) in wanted.items():
-        if base:  # 0 where sources are compared with themselves
+        # Sources that are their own references are at distance 0.
+        if base is not None and (base or column != "MCD dB"):
             good = [
                 name
                 for name, seeds in upstreams.items()
