@@ -60,6 +60,8 @@ def load(path: Path) -> PretrainConfig | FinetuneConfig | VocoderTrainConfig:
     words = ["--output", "exp/x", *(word for p in paths for word in ("--config", str(p)))]
     if not any("\nencoder:" in p.read_text() for p in paths):
         words += ["--init", "exp/pretrained"]
+    if path.name == "large.yaml":  # without speeds it keeps the classes of those before
+        words += ["--init_head", "true"]
     return parse(FinetuneConfig, words)
 
 
