@@ -165,6 +165,7 @@ def error_rates(
         "wer": words.rate,
         "wer_ci95": [low, high],
         "cer": characters.rate,
+        "cer_ci95": list(bootstrap([s.characters for s in scored])),
         "words": words.length,
         "errors": words.errors,
         "substitutions": words.substitutions,

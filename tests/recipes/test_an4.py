@@ -203,6 +203,8 @@ def test_the_table_compares_seeds_with_their_own_baselines(tmp_path: Path) -> No
         results(f"baselines/seed{seed}/asr_scratch_10/beam", wer=0.45, cer=0.2)
         results(f"hubert/seed{seed}/asr_pretrained_10/beam", wer=wers[0], cer=0.1)
         (tmp_path / f"hubert/seed{seed}/it1").mkdir()
+        line = {"step": 100, "split": "train", "update_seconds": 24.0}
+        (tmp_path / f"hubert/seed{seed}/it1/metrics.jsonl").write_text(json.dumps(line))
     # Only with the second seed, where it is worse.
     results("tera/seed2/asr_pretrained_10/beam", wer=0.5, cer=0.1)
     for number in (1, 2, 10):
@@ -222,11 +224,14 @@ def test_the_table_compares_seeds_with_their_own_baselines(tmp_path: Path) -> No
     assert done.stdout == text
     assert "| hubert | pretrained | 10 % | beam | 40.0 ± 14.1 | 10.0 ± 0.0 | 2 |" in text
     assert "| baselines | scratch | 10 % | beam | 45.0 ± 0.0 |" in text
-    assert "every seed, 10 %: WER beam %: hubert, tera." in text
+    gains = "hubert (+5.0 ± 127.1), tera (-5.0); with fewer seeds: tera (1 of 2)."
+    assert f"10 %: WER beam %: not better with every seed: {gains}" in text
+    assert "| 50.0 (1 of 2) † |" in text and "HuBERT:" not in text
     rows = json.loads((tmp_path / "table.json").read_text())
     assert list(rows) == ["hubert", "tera", "random", "logmel"]
     tera = rows["tera"][1]
     assert rows["tera"][0] == {} and tera["hours"] == pytest.approx(3.0)
+    assert tera["step / HuBERT"] == 1.5 and rows["hubert"][1]["step / HuBERT"] == 1.0
     assert tera["native loss"] == 10.0 and tera["RankMe"] == 7.0 and tera["speakers %"] == 0.25
 
 

@@ -3,11 +3,13 @@ once in earnest on a miniature corpus."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from recipe_copy import ROOT, lay_out, run_recipe
@@ -172,7 +174,8 @@ def test_the_table_says_mean_deviation_and_who_fails(tmp_path: Path) -> None:
             # Chosen on dev: the best on the test part is not looked at.
             best = {"phone_dev_accuracy": 1, "speaker_dev_accuracy": 0, "pnmi": 0}
             write_json(there / f"probe_{name}/probe.json", {"layers": layers, "best": best})
-            write_json(there / f"asr_{name}/beam/results.json", {"wer": wer})
+            score = {"wer": wer, "wer_ci95": [wer - 0.03, wer + 0.05]}
+            write_json(there / f"asr_{name}/beam/results.json", score)
             if name == "random":
                 continue
             step = 0.5 if name == "hubert" else 0.5 + 0.1 * seed
@@ -193,14 +196,76 @@ def test_the_table_says_mean_deviation_and_who_fails(tmp_path: Path) -> None:
             (hubert, tera, random)]  # fmt: skip
     assert done.stdout.startswith(head)
     assert rows[0]["native loss"] == "1.500 ± 0.707" and rows[0]["code perplexity"] == "7.0 ± 0.0"
-    assert rows[1]["phones %"] == "45.0 ± 7.1" and rows[1]["speakers %"] == "80.0 ± 0.0"
+    assert rows[1]["phones %"] == "45.0 ± 7.1 †" and rows[1]["speakers %"] == "80.0 ± 0.0"
     assert rows[1]["RankMe"] == "20.0 ± 0.0" and rows[1]["PNMI"] == "0.300 ± 0.000"
     assert rows[1]["step / HuBERT"] == "1.30 ± 0.14" and rows[0]["step / HuBERT"] == "1.00 ± 0.00"
     assert rows[0]["hours"] == f"{50 * 9.5 / 3600:.2f} ± 0.00" and rows[2]["step s"] == "-"
     assert rows[0]["WER greedy %"] == "-" and rows[2]["WER beam %"] == "40.0 ± 0.0"
+    assert rows[0]["phones %"] == "60.0 ± 0.0" and rows[1]["WER beam %"] == "30.0 ± 0.0"
     text = "\n".join(rest)
-    assert "seed, phones %: tera." in text and "seed, WER beam %: none." in text
-    assert "seed, WER greedy %: none; not known: hubert, tera." in text
+    # Student's t at one degree of freedom, 12.706, times 7.07 over the root of 2.
+    assert "phones %: not better with every seed: tera (+0.0 ± 63.5)." in text
+    assert "WER beam %: all better." in text and "WER greedy %" not in text
+
+
+def figures() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("figures", RECIPE / "local/figures.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "mean", "half", "mark"),
+    [
+        # Three seeds: Student's t at two degrees of freedom, 4.303, times 0.01 over the root of 3.
+        ((0.55, 0.56, 0.57), (0.5, 0.5, 0.5), 0.06, 0.024844, ""),
+        ((0.51, 0.52, 0.53), (0.5, 0.5, 0.5), 0.02, 0.024844, "‡"),
+        ((0.49, 0.56, 0.63), (0.5, 0.5, 0.5), 0.06, 0.173905, "†"),
+        # Paired: what seeds have in common is no spread.
+        ((0.2, 0.5, 0.9), (0.1, 0.4, 0.8), 0.1, 0.0, ""),
+        # One seed has no spread; equal is not better.
+        ((0.6,), (0.5,), 0.1, None, "‡"),
+        ((0.5,), (0.5,), 0.0, None, "†"),
+        # Seeds that only one of both has say nothing.
+        ((None, 0.55, 0.57, 0.99), (0.5, 0.5, 0.5, None), 0.06, 0.127060, "‡"),
+    ],
+)
+def test_a_gain_is_sure_beyond_the_interval_over_seeds(
+    ours: tuple, theirs: tuple, mean: float, half: float | None, mark: str
+) -> None:
+    for sign in (1, -1):
+        rows = [[{"x": None if v is None else sign * v} for v in side] for side in (ours, theirs)]
+        found = figures().gain(*rows, "x", sign)
+        assert found.mean == pytest.approx(mean, abs=1e-9) and found.mark == mark
+        assert found.half == (None if half is None else pytest.approx(half, abs=1e-5))
+    assert figures().gain([{}], [{"x": 0.5}], "x", 1) is None
+
+
+def test_a_gain_is_no_surer_than_the_test_utterances_allow() -> None:
+    def rows(rates: tuple[float, ...], half: float) -> list[dict]:
+        return [{"wer": r, "wer ci95": [r - half, r + half]} for r in rates]
+
+    # The root of 0.03 squared and 0.04 squared, however well the seeds agree.
+    for seeds, mark in (((0.42,), ""), ((0.46,), "‡"), ((0.46, 0.46, 0.46), "‡")):
+        found = figures().gain(rows(seeds, 0.03), rows((0.5,) * len(seeds), 0.04), "wer", -1)
+        assert found.half == pytest.approx(0.05) and found.mark == mark
+
+
+def test_rows_with_missing_seeds_say_so() -> None:
+    f = figures()
+    known = {"random": (0.5, 0.4, 0.3), "a": (0.6, None, 0.6), "b": (None,) * 3, "c": (0.1,) * 3}
+    rows = {name: [{"x": v} if v is not None else {} for v in seen] for name, seen in known.items()}
+    lines = f.table(rows, {"x": (100, 1)}, {"x": 1})
+    assert "| a | 60.0 ± 0.0 (2 of 3) ‡ |" in lines and "| b | - |" in lines
+    assert "| random | 40.0 ± 10.0 |" in lines and "| c | 10.0 ± 0.0 † |" in lines
+    text = "Gain over random weights, x: not better with every seed: c (-30.0 ± 24.8); better, not "
+    text += "beyond the interval: a (+20.0 ± 127.1); not known: b; with fewer seeds: a (2 of 3)."
+    assert lines[-1] == text and f.LEGEND in lines
+    # Without random weights there is nothing to compare with.
+    del rows["random"]
+    assert len(f.table(rows, {"x": (100, 1)}, {"x": 1})) == 5
 
 
 @pytest.mark.slow

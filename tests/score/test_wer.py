@@ -137,3 +137,11 @@ def test_confusions_are_counted_and_alignments_readable() -> None:
     assert found["insertions"] == [["on", 3]] and found["deletions"] == []
     text = alignment_text(scored[0])
     assert "THE" in text and "***" in text and "errors 2 of 3 words" in text
+
+
+def test_results_hold_intervals_of_words_and_of_characters() -> None:
+    said = [Utterance(str(i), "a bc", "a b" if i % 3 else "a bc") for i in range(30)]
+    results, scored = error_rates(said, "none")
+    assert results["wer_ci95"] == list(bootstrap([s.words for s in scored]))
+    low, high = results["cer_ci95"]
+    assert low < results["cer"] < high < results["wer_ci95"][0]

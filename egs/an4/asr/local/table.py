@@ -12,14 +12,16 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "mini/objectives/local"))
-from figures import STANDS_ON, against_random, cell, probed, read, table, training
+from figures import STANDS_ON, cell, interval, probed, read, table, training
 
 COLUMNS = {  # name -> (factor, digits)
     "native loss": (1, 3), "code perplexity": (1, 1), "RankMe": (1, 1), "speakers %": (100, 1),
     "keywords %": (100, 1), "letters 10 %: CER %": (100, 1), "letters: CER %": (100, 1),
     "10 %: WER greedy %": (100, 1), "10 %: WER beam %": (100, 1), "WER greedy %": (100, 1),
-    "WER beam %": (100, 1), "step s": (1, 2), "hours": (1, 2),
+    "WER beam %": (100, 1), "step s": (1, 2), "step / HuBERT": (1, 2), "hours": (1, 2),
 }  # fmt: skip
+COMPARED = {"keywords %": 1} | {c: -1 for c in COLUMNS if "WER" in c or "CER" in c}
+"""With the row `random`; -1: less is better."""
 BASELINES = {"random": ("random", "scratch"), "logmel": (None, "logmel")}
 """Row without pretraining -> its recognisers on a frozen and on a trained encoder."""
 
@@ -44,13 +46,17 @@ def row(folder: Path, probe: str, frozen: str | None, tuned: str) -> dict:
     """folder: EXP/OBJECTIVE/seedN; the others: names of what lies there."""
     # No phones are known here.
     found = probed(folder / f"probe_{probe}", "speaker")
-    found["keywords %"] = read(folder / f"keyword_{probe}/test/results.json").get("accuracy")
-    for suffix, share in (("", ""), ("_10", "10 %: ")):
-        greedy = read(folder / f"asr_{frozen}{suffix}/greedy/results.json")
-        found[f"letters{' 10 %' if share else ''}: CER %"] = greedy.get("cer")
+    scores = {"keywords %": (f"keyword_{probe}/test", "accuracy")}
+    for suffix, share in (("", ""), ("_10", "10 %")):
+        letters = f"letters {share}: CER %" if share else "letters: CER %"
+        scores[letters] = (f"asr_{frozen}{suffix}/greedy", "cer")
         for method in ("greedy", "beam"):
-            results = read(folder / f"asr_{tuned}{suffix}/{method}/results.json")
-            found[f"{share}WER {method} %"] = results.get("wer")
+            column = f"{share}: WER {method} %" if share else f"WER {method} %"
+            scores[column] = (f"asr_{tuned}{suffix}/{method}", "wer")
+    for column, (place, measure) in scores.items():
+        results = read(folder / place / "results.json")
+        found[column] = results.get(measure)
+        found[interval(column)] = results.get(f"{measure}_ci95")
     return found
 
 
@@ -76,11 +82,11 @@ def main() -> None:
     rows = {name: [pretrained(exp / name / seed) for seed in seeds] for name in names}
     for name, systems in BASELINES.items():
         rows[name] = [row(exp / "baselines" / seed, name, *systems) for seed in seeds]
-    lines = [*recognisers(exp), "", *table(rows, COLUMNS)]
-    signs = {"keywords %": 1} | {column: -1 for column in COLUMNS if "ER" in column}
-    for column, sign in signs.items():
-        if any(one[column] is not None for one in rows["random"]):
-            lines.append(f"\n{against_random(rows, column, sign)}")
+    for found in rows.values():
+        for one, hubert in zip(found, rows.get("hubert", [])):
+            if one.get("step s") and hubert.get("step s"):
+                one["step / HuBERT"] = one["step s"] / hubert["step s"]
+    lines = [*recognisers(exp), "", *table(rows, COLUMNS, COMPARED)]
     print(*lines, sep="\n")
     (exp / "table.md").write_text("\n".join([*lines, ""]))
     (exp / "table.json").write_text(json.dumps(rows, indent=1))

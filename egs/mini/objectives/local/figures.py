@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 STANDS_ON = {"discrete_bert": "vq_wav2vec", "continuous_bert": "vq_wav2vec"}
 PROBED = {  # column -> (what chooses the layer, what is shown of it)
     "PNMI": ("pnmi", "pnmi"), "phones %": ("phone_dev_accuracy", "phone_accuracy"),
     "speakers %": ("speaker_dev_accuracy", "speaker_accuracy"),
 }  # fmt: skip
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t: the 97.5 % quantile at 1, 2, ... degrees of freedom; the last serves beyond."""
+WORSE, UNSURE = "†", "‡"
+LEGEND = (
+    f"{WORSE} not better than random weights with every seed; {UNSURE} better with every seed, but "
+    "the 95 % interval of the mean gain reaches 0 or is not known. The interval is the wider of "
+    "those over seeds (paired, Student's t) and over test utterances (both results' own, as if "
+    "independent); one seed without the second has none."
+)
 
 
 def read(path: Path) -> dict:
@@ -47,32 +58,96 @@ def probed(folder: Path, rank_of: str) -> dict:
     }
 
 
-def cell(values: list[float | None], factor: float, digits: int) -> str:
-    """Mean and deviation over seeds of what is known."""
+def cell(values: list[float | None], factor: float, digits: int, mark: str = "") -> str:
+    """Mean and deviation over seeds of what is known, and how many those are if not all."""
     known = [factor * v for v in values if v is not None]
+    if not known:
+        return "-"
     spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.{digits}f}{spread}" if known else "-"
+    share = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    return f"{statistics.mean(known):.{digits}f}{spread}{share}{mark and ' ' + mark}"
 
 
-def against_random(rows: dict[str, list[dict]], column: str, sign: int) -> str:
-    """Which rows are not better than random weights with every seed; rows: name -> of each seed."""
-    worse, unknown = [], []
+class Gain(NamedTuple):
+    """How much better than random weights, over the seeds that both have."""
+
+    mean: float
+    half: float | None  # half the width of its 95 % interval; None: not known
+    mark: str  # WORSE, UNSURE or ""
+    seeds: int
+
+
+def interval(name: str) -> str:
+    """Key of a row's 95 % interval over test utterances."""
+    return f"{name} ci95"
+
+
+def gain(found: list[dict], random: list[dict], column: str, sign: int) -> Gain | None:
+    """Rows of the same seeds; sign: -1 where less is better. None: no seed has both."""
+    pairs = [(a, b) for a, b in zip(found, random, strict=True)
+             if a.get(column) is not None and b.get(column) is not None]  # fmt: skip
+    if not pairs:
+        return None
+    gains = [sign * (a[column] - b[column]) for a, b in pairs]
+    halves = []
+    if len(gains) > 1:
+        quantile = STUDENT[min(len(gains) - 1, len(STUDENT)) - 1]
+        halves.append(quantile * statistics.stdev(gains) / math.sqrt(len(gains)))
+    bounds = [[row.get(interval(column)) for row in pair] for pair in pairs]
+    if all(low_high for pair in bounds for low_high in pair):
+        # The seeds share their test utterances, so more seeds make this no narrower.
+        widths = [math.hypot(*((high - low) / 2 for low, high in pair)) for pair in bounds]
+        halves.append(statistics.mean(widths))
+    mean, half = statistics.mean(gains), max(halves, default=None)
+    sure = half is not None and mean > half
+    return Gain(mean, half, WORSE if min(gains) <= 0 else "" if sure else UNSURE, len(gains))
+
+
+def against_random(rows: dict[str, list[dict]], column: str, sign: int, factor: float) -> str:
+    """Which rows are not better than random weights; rows: name -> row of each seed."""
+    parts: dict[str, list[str]] = {
+        "not better with every seed": [], "better, not beyond the interval": [],
+        "not known": [], "with fewer seeds": [],
+    }  # fmt: skip
+    worse, unsure, unknown, fewer = parts.values()
     for name in sorted(rows.keys() - {"random", "logmel"}):
-        pairs = [(a.get(column), b.get(column)) for a, b in zip(rows[name], rows["random"])]
-        gains = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
-        if not gains:
+        one = gain(rows[name], rows["random"], column, sign)
+        if one is None:
             unknown.append(name)
-        elif min(gains) <= 0:
-            worse.append(name)
-    text = f"Not better than random weights with every seed, {column}: "
-    text += ", ".join(worse) or "none"
-    return text + (f"; not known: {', '.join(unknown)}." if unknown else ".")
+            continue
+        spread = "" if one.half is None else f" ± {factor * one.half:.1f}"
+        text = f"{name} ({factor * one.mean:+.1f}{spread})"
+        if one.mark:
+            (worse if one.mark == WORSE else unsure).append(text)
+        if one.seeds < len(rows["random"]):
+            fewer.append(f"{name} ({one.seeds} of {len(rows['random'])})")
+    found = [f"{what}: {', '.join(names)}" for what, names in parts.items() if names]
+    return f"Gain over random weights, {column}: " + ("; ".join(found) or "all better") + "."
 
 
-def table(rows: dict[str, list[dict]], columns: dict[str, tuple[float, int]]) -> list[str]:
-    """Lines of Markdown: a row per name; columns: name -> (factor, digits)."""
+def table(
+    rows: dict[str, list[dict]], columns: dict[str, tuple[float, int]], signs: dict[str, int]
+) -> list[str]:
+    """Lines of Markdown: a row per name, and who is not better than the row "random".
+
+    columns: name -> (factor, digits); signs: those to compare -> 1, or -1 where less is better.
+    """
     lines = ["| " + " | ".join(["objective", *columns]) + " |", "|---" * (len(columns) + 1) + "|"]
+    random = rows.get("random", [])
+    signs = {
+        column: sign for column, sign in signs.items()
+        if any(one.get(column) is not None for one in random)
+    }  # fmt: skip
     for name, found in rows.items():
-        cells = [cell([v.get(column) for v in found], *form) for column, form in columns.items()]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
+        cells = [name]
+        for column, form in columns.items():
+            one = None
+            if column in signs and name not in ("random", "logmel"):
+                one = gain(found, random, column, signs[column])
+            cells.append(cell([v.get(column) for v in found], *form, one.mark if one else ""))
+        lines.append("| " + " | ".join(cells) + " |")
+    if signs:
+        lines += ["", LEGEND]
+    for column, sign in signs.items():
+        lines += ["", against_random(rows, column, sign, columns[column][0])]
     return lines

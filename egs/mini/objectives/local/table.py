@@ -9,19 +9,22 @@ import argparse
 import json
 from pathlib import Path
 
-from figures import STANDS_ON, against_random, probed, read, table, training
+from figures import STANDS_ON, interval, probed, read, table, training
 
 COLUMNS = {  # name -> (factor, digits)
     "native loss": (1, 3), "code perplexity": (1, 1), "RankMe": (1, 1), "PNMI": (1, 3),
     "phones %": (100, 1), "speakers %": (100, 1), "WER greedy %": (100, 1), "WER beam %": (100, 1),
     "step s": (1, 2), "step / HuBERT": (1, 2), "hours": (1, 2),
 }  # fmt: skip
+COMPARED = {"phones %": 1, "WER greedy %": -1, "WER beam %": -1}
+"""With the row `random`; -1: less is better."""
 
 
 def row(seed: Path, name: str) -> dict:
     found = training(seed / name) | probed(seed / f"probe_{name}", "phone")
     for method in ("greedy", "beam"):
-        found[f"WER {method} %"] = read(seed / f"asr_{name}/{method}/results.json").get("wer")
+        results, column = read(seed / f"asr_{name}/{method}/results.json"), f"WER {method} %"
+        found |= {column: results.get("wer"), interval(column): results.get("wer_ci95")}
     hubert = training(seed / "hubert")["step s"]
     if found["step s"] and hubert:
         found["step / HuBERT"] = found["step s"] / hubert
@@ -37,9 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     seeds = sorted(options.exp.glob("seed*"))
     rows = {name: [row(seed, name) for seed in seeds] for name in options.objectives.split()}
-    lines = table(rows, COLUMNS)
-    signs = {"phones %": 1, "WER greedy %": -1, "WER beam %": -1} if "random" in rows else {}
-    lines += [f"\n{against_random(rows, column, sign)}" for column, sign in signs.items()]
+    lines = table(rows, COLUMNS, COMPARED)
     print(*lines, sep="\n")
     (options.exp / "table.md").write_text("\n".join([*lines, ""]))
     (options.exp / "table.json").write_text(json.dumps(rows, indent=1))
