@@ -12,15 +12,9 @@ import argparse
 import json
 from pathlib import Path
 
+from speechssl.corpora.arpabet import LETTERS, spelled
 from speechssl.corpora.manifest import JsonlWriter
 from speechssl.data.fields import cut_rows
-
-PHONES = [
-    "AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH",
-    "IH", "IY", "JH", "K", "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH",
-    "UW", "V", "W", "Y", "Z", "ZH",
-]  # fmt: skip
-LETTERS = dict(zip(PHONES, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLM", strict=True))
 
 
 def main() -> None:
@@ -36,21 +30,16 @@ def main() -> None:
         words = (first.get("custom") or {}).get(options.field)
         if not words:
             raise SystemExit(f"phone_text: found no {options.field!r} in {row['id']!r}, want words")
-        first["text"] = " ".join(spelled(word, row["id"]) for word in words)
+        try:
+            first["text"] = " ".join(spelled(word, row["id"]) for word in words)
+        except ValueError as error:
+            raise SystemExit(f"phone_text: {error}") from None
         writer.write(row)
         count += 1
     writer.close()
     table = options.output.with_name(options.output.name + ".phones.json")
     table.write_text(json.dumps({v: k for k, v in LETTERS.items()}, indent=1) + "\n")
     print(f"{options.output}: {count} cuts")
-
-
-def spelled(word: str, where: str) -> str:
-    phones = [p.split("_")[0].rstrip("0123456789") for p in word.split()]
-    unknown = [p for p in phones if p not in LETTERS]
-    if unknown:
-        raise SystemExit(f"phone_text: found {unknown[0]!r} in {where!r}, want ARPAbet's phones")
-    return "".join(LETTERS[p] for p in phones)
 
 
 if __name__ == "__main__":

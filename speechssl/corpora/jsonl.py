@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from speechssl.corpora.arpabet import spelled
 from speechssl.corpora.manifest import CutsWriter, LeftOut, cut_row, read_header, read_rows
 
 # What becomes part of the cut itself; the rest is carried in `custom`.
@@ -39,6 +40,10 @@ class Config:
     """Put the corpus name before every recording id and speaker, so that both stay unique."""
     one_split: str | None = None
     """Put every row into this split, whatever its own `split` says."""
+    phones: str | None = None
+    """Field that holds each word's phones (["F_B IH0_I SH_E", ...], ARPAbet): they become the text,
+    one letter per phone with nothing between (speechssl/corpora/arpabet.py), so that CER is the
+    phone error rate; what was the text stays in `words`."""
     max_missing_fraction: float = 0.1
     """Stop with an error when a larger share of the files is missing or unreadable."""
 
@@ -98,17 +103,30 @@ def _row_to_cut(
     before = f"{corpus}-" if config.prefix_ids else ""
     speaker = row.get("speaker")
     custom = {k: v for k, v in row.items() if k not in _PLACED and v is not None}
+    text = row.get("text")
+    if config.phones:
+        custom["words"], text = text, _phones_as_text(row, manifest, config.phones)
     cut = cut_row(
         id=f"{before}{row['id']}",
         audio=audio,
         header=header,
-        text=row.get("text"),
+        text=text,
         language=row.get("language"),
         speaker=None if speaker is None else f"{before}{speaker}",
         gender=row.get("gender"),
         custom={"corpus": corpus, **custom},
     )
     return config.one_split or row.get("split") or "all", cut
+
+
+def _phones_as_text(row: dict[str, Any], manifest: Path, field: str) -> str:
+    words = row.get(field)
+    if not words or not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+        raise ValueError(
+            f"phones: found {str(words)[:60]!r} in {field!r} of {row['id']!r} ({manifest}), want a "
+            'list of words, each its phones: ["F_B IH0_I SH_E"]'
+        )
+    return "".join(spelled(word, str(row["id"])) for word in words)
 
 
 def _progress(rows: Iterator[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from lhotse import CutSet, validate
 
+from speechssl.corpora.arpabet import LETTERS
 from speechssl.corpora.jsonl import Config, prepare
 
 
@@ -98,3 +99,26 @@ def test_the_real_corpora_become_valid_cuts(corpora_dir: Path, tmp_path: Path) -
     for cut in cuts[::50]:
         validate(cut)
         assert cut.load_audio().shape == (1, cut.num_samples)
+
+
+def test_phones_become_a_text_of_one_letter_each(tmp_path: Path) -> None:
+    words = {"text": "it's fish", "phones": ["IH0_B T_I S_E", "F_B IH1_I SH_E"]}
+    _corpus(tmp_path, "c", [{"id": "a", **words}])
+    config = Config(source=str(tmp_path / "c"), output=str(tmp_path / "out"), phones="phones")
+    (cut,) = _cuts(prepare(config), "train")
+    first = cut.supervisions[0]
+    assert first.text == "".join(LETTERS[p] for p in ["IH", "T", "S", "F", "IH", "SH"])
+    assert first.custom["words"] == "it's fish"
+
+
+@pytest.mark.parametrize(
+    ("phones", "wanted"),
+    [(["IH0_B QQ_E"], "found the phone 'QQ' in 'a'"), (None, "found 'None' in 'phones' of 'a'")],
+)
+def test_phones_that_are_none_are_an_error(
+    phones: list[str] | None, wanted: str, tmp_path: Path
+) -> None:
+    _corpus(tmp_path, "c", [{"id": "a", "phones": phones}])
+    config = Config(source=str(tmp_path / "c"), output=str(tmp_path / "out"), phones="phones")
+    with pytest.raises(ValueError, match=wanted):
+        prepare(config)

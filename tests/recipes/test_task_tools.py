@@ -175,7 +175,7 @@ def test_phones_become_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         text = row["supervisions"][0]["text"]
         assert [[table[c] for c in word] for word in text.split()] == [["F", "IH", "SH"], ["AH"]]
     bad = corpus(tmp_path, "bad", 1, {"phones": ["F_B Q_E"]})
-    with pytest.raises(SystemExit, match="found 'Q'"):
+    with pytest.raises(SystemExit, match="found the phone 'Q'"):
         tool(monkeypatch, "phone_text.py", "--cuts", bad, "--output", tmp_path / "x.jsonl.gz")
 
 
