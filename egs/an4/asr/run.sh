@@ -37,6 +37,7 @@ seeds=1             # seeds, separated by blanks
 steps=3000          # updates of fine-tuning on all labels
 steps_few=1000      # updates of fine-tuning on a tenth of them
 systems="pretrained scratch logmel"  # recognisers: these, and frozen and random (not trained) encoders
+shares="all few"    # of the labels, to fine-tune with: all, few (a tenth), or both
 steps_probe=600     # updates of the keyword probe
 probe=false         # true: also probe encoder, random weights and log-mel frames
 exp=exp             # where results go
@@ -68,7 +69,13 @@ train_cuts=$data/speech/cuts_train_clean.jsonl.gz
 valid_cuts=$data/speech/cuts_valid.jsonl.gz
 labels=$exp/km_mfcc/labels
 partly=$exp/partly
-all+=(${all[@]+"${all[@]/%/_10}"})
+few=(${all[@]+"${all[@]/%/_10}"})
+case $shares in
+  all) ;;
+  few) all=(${few[@]+"${few[@]}"}) ;;
+  "all few") all+=(${few[@]+"${few[@]}"}) ;;
+  *) log "--shares: found '$shares', want all, few or 'all few'"; exit 2 ;;
+esac
 
 # Sets `how`, the YAML and further options of a pretraining.
 configure() { # objective, iteration
