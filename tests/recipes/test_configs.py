@@ -11,6 +11,7 @@ from speechssl.bin.finetune import FinetuneConfig
 from speechssl.bin.pretrain import PretrainConfig
 from speechssl.bin.vocoder import VocoderTrainConfig, built
 from speechssl.config import parse
+from speechssl.encoders.conformer import ConformerConfig
 
 EGS = Path(__file__).parents[2] / "egs"
 CONFIGS = sorted(EGS.glob("*/*/conf/*.yaml"))
@@ -35,6 +36,9 @@ PUBLISHED_ENCODERS = {
     "mr_hubertopic_base": 96_740_224,
     "mr_hubertopic_large": 319_641_728,
 }
+
+# Billions of parameters, of which the papers print one digit after the point.
+PUBLISHED_BILLIONS = {"w2v_bert_xl": 0.6, "w2v_bert_xxl": 1.0, "bestrq_xl": 0.6}
 
 # Configurations that lie over others of their folder.
 BENEATH = {
@@ -84,6 +88,19 @@ def test_published_sizes_are_exact(name: str) -> None:
     with torch.device("meta"):
         encoder = config.objective.build().encoder
     assert sum(p.numel() for p in encoder.parameters()) == PUBLISHED_ENCODERS[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED_BILLIONS)
+def test_published_conformers_have_their_size(name: str) -> None:
+    objective = load(EGS / f"librispeech/ssl/conf/{name}.yaml").objective
+    sizes = {"w2v_bert_xl": ConformerConfig.w2v_bert_xl, "bestrq_xl": ConformerConfig.bestrq,
+             "w2v_bert_xxl": ConformerConfig.w2v_bert_xxl}  # fmt: skip
+    with torch.device("meta"):
+        counts = [
+            sum(p.numel() for p in one.parameters())
+            for one in (objective.build().encoder, sizes[name]().build())
+        ]
+    assert counts[0] == counts[1] and round(counts[0] / 1e9, 1) == PUBLISHED_BILLIONS[name]
 
 
 def test_an4_baselines_have_the_encoder_of_the_pretrained_system() -> None:
