@@ -167,7 +167,7 @@ def train(config: FinetuneConfig, export_to: str | None) -> Any:
     if not checkpoint.steps(Path(config.output) / "checkpoints"):  # which hold what it fills in
         voice_setup.fill(head, data)
         if config.init_head:
-            load_head(head, str(config.init))
+            load_head(head, str(config.init), tokenizer)
     trainer = Trainer(config.train, head, sources[0], valid, config.output)
     result = trainer.fit()
     if result.finished and export_to is not None:
@@ -185,7 +185,8 @@ def _splits(data: DataConfig) -> list[str]:
 
 
 def _sizes(head: Any) -> dict[str, int]:
-    """How many parameters there are, and learn, in the encoder and in the head."""
+    """How many parameters there are, and learn, in the encoder and in the head; its adapters are
+    counted once more alone."""
     named = list(head.named_parameters())
 
     def count(inside: bool, learning: bool) -> int:
@@ -200,17 +201,23 @@ def _sizes(head: Any) -> dict[str, int]:
         "encoder_learning": count(True, True),
         "head": count(False, False),
         "head_learning": count(False, True),
+        "adapters": sum(p.numel() for n, p in named if n.startswith("adapters.")),
     }
 
 
 def _shown(sizes: dict[str, int]) -> str:
     learnt = sizes["encoder_learning"] + sizes["head_learning"]
     total = sizes["encoder"] + sizes["head"]
-    return (
+    shown = (
         f"parameters: {learnt:,} of {total:,} learn ({100 * learnt / total:.3f} %): "
         f"{sizes['encoder_learning']:,} of the encoder's {sizes['encoder']:,}, "
         f"{sizes['head_learning']:,} of the head's {sizes['head']:,}"
     )
+    inside = sizes["adapters"] + sizes["encoder_learning"]
+    if 0 < inside < sizes["encoder"]:  # what the tables of parameter-efficient tuning state
+        share = 100 * inside / sizes["encoder"]
+        shown += f"; inside the encoder {inside:,}, {share:.3f} % of its own"
+    return shown
 
 
 def build_encoder(config: FinetuneConfig) -> Any:
@@ -253,14 +260,17 @@ def _one_encoder(config: FinetuneConfig) -> Any:
     return other
 
 
-def load_head(head: Any, folder: str) -> None:
+def load_head(head: Any, folder: str, tokenizer: dict | None = None) -> None:
     """Load the tensors of the head in `folder`, without those of its encoder and adapters.
 
-    Raises `ValueError` for another kind of head, other classes, or tensors that do not fit.
+    tokenizer: that of `head`, if it has one; equal sizes of others would hide other tokens.
+
+    Raises `ValueError` for another kind of head, other answers, or tensors that do not fit.
     """
     from speechssl.model_file import load_strictly, open_model
 
-    other = open_model(folder).head
+    opened = open_model(folder)
+    other = opened.head
     kinds = [type(h).__name__ for h in (other, head)]
     classes = [getattr(getattr(h, "config", None), "classes", None) for h in (other, head)]
     if kinds[0] != kinds[1] or classes[0] != classes[1]:
@@ -268,6 +278,19 @@ def load_head(head: Any, folder: str) -> None:
             f"init_head: found a {kinds[0]} of {len(classes[0] or [])} classes in {folder}, want a "
             f"{kinds[1]} of the same {len(classes[1] or [])} classes; train on the same labels, "
             "or leave init_head out"
+        )
+    for name in ("slots", "values", "dimensions", "further", "further_values"):
+        found, wanted = (getattr(h.config, name, None) for h in (other, head))
+        if found != wanted:
+            raise ValueError(
+                f"init_head: found head.{name} {found!r:.200} in {folder}, want {wanted!r:.200}; "
+                "train on the same labels, or leave init_head out"
+            )
+
+    if tokenizer is not None and dict(opened.tokenizer or {}) != tokenizer:
+        raise ValueError(
+            f"init_head: found other tokens in {folder}, want the same ones in the same order; "
+            f"--data.tokenizer {folder}/tokenizer.json takes them, or leave init_head out"
         )
 
     def taken(name: str) -> bool:

@@ -83,6 +83,7 @@ class Backend:
 
         self.options = options
         self.plda, self.cohort = None, None
+        self.learnt_of: dict[str, set[str]] = {}
         steps = []
         self.about: dict[str, Any] = {}
         if options.plda is not None:
@@ -94,6 +95,7 @@ class Backend:
                     "cuts that name theirs"
                 )
             self.plda = fit_backend(embeddings, [str(s) for s in speakers], options.lda_dim)
+            self.learnt_of["plda"] = set(map(str, speakers))
             steps.append("PLDA")
             self.about["plda"] = {
                 "utterances": len(embeddings),
@@ -101,7 +103,8 @@ class Backend:
                 "dim": self.plda.projection.shape[1],
             }
         if options.cohort is not None:
-            self.cohort = _cohort(Path(options.cohort), options.cohort_means)
+            self.cohort, known = _cohort(Path(options.cohort), options.cohort_means)
+            self.learnt_of["cohort"] = known
             steps.append("AS-norm")
             count = len(self.cohort)
             self.about |= {"cohort": count, "top": min(options.top, count)}
@@ -146,26 +149,43 @@ class Backend:
                 mean[some], deviation[some] = cohort_statistics(against, self.options.top)
             sides = [(mean[i], deviation[i]) for i in (enrol, test)]
             scores = as_norm(scores, sides[0], sides[1])
+        speakers = _speakers(rows, enrol, test)
+        for name, known in self.learnt_of.items():
+            _refuse_shared(name, trials_file, known, speakers)
         return Scored(
             trials,
             np.array([t.target for t in trials], dtype=bool),
             plain,
             scores,
-            _speakers(rows, enrol, test),
+            speakers,
             _durations(rows, enrol, test),
         )
 
 
-def _cohort(folder: Path, means: bool) -> np.ndarray:
-    """(K, E): embeddings of the cohort, or the mean direction of each of its speakers."""
+def _refuse_shared(
+    option: str, trials_file: str, known: set[str], speakers: tuple[list[str], list[str]] | None
+) -> None:
+    shared = known & {*speakers[0], *speakers[1]} if speakers is not None else set()
+    if shared:
+        raise ValueError(
+            f"{option}: found {len(shared)} speakers of {trials_file} there too, such as "
+            f"{min(shared)!r}, want others, such as those trained on: what is learnt of speakers "
+            "makes their own scores look better"
+        )
+
+
+def _cohort(folder: Path, means: bool) -> tuple[np.ndarray, set[str]]:
+    """(K, E) embeddings of the cohort, or the mean direction of each of its speakers; and who they
+    are, as far as it is known."""
     import numpy as np
 
     from speechssl.score.verification import unit
 
     embeddings, _, rows = read_embeddings(folder)
-    if not means:
-        return embeddings
     speakers = [row.get("speaker") for row in rows]
+    known = {str(s) for s in speakers if s}
+    if not means:
+        return embeddings, known
     if not all(speakers):
         raise ValueError(
             f"cohort_means: found embeddings without speaker in {folder}, want a decoding of cuts "
@@ -174,7 +194,7 @@ def _cohort(folder: Path, means: bool) -> np.ndarray:
     names, place = np.unique([str(s) for s in speakers], return_inverse=True)
     sums = np.zeros((len(names), embeddings.shape[1]))
     np.add.at(sums, place, unit(embeddings))
-    return sums / np.bincount(place)[:, None]
+    return sums / np.bincount(place)[:, None], known
 
 
 def _speakers(

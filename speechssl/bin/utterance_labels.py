@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,14 +125,17 @@ def _numbers(data: DataConfig, head: Any) -> tuple[Any, dict[str, list[int]], in
         try:
             numbers[cut] = [float(v) for v in row]  # pyright: ignore
         except (TypeError, ValueError):
+            numbers[cut] = [math.nan]
+        if not np.isfinite(numbers[cut]).all():
             raise ValueError(
                 f"head.dimensions: found {row} of {head.dimensions} in the cut {cut!r}, want a "
                 "number of each in every cut; leave out cuts without them"
-            ) from None
+            )
     known = np.array([numbers[cut] for cut in train])
     low, high = known.min(0), known.max(0)
-    if not (high > low).all():
-        raise ValueError(f"head.dimensions: found one of {head.dimensions} that never differs")
+    same = [name for name, differs in zip(head.dimensions, high > low) if not differs]
+    if same:
+        raise ValueError(f"head.dimensions: found {same} alike in all training cuts, want others")
     # Those of other cuts may lie beyond; they are brought to the nearest value of training.
     rows = {
         cut: np.round((np.clip(x, low, high) - low) / (high - low) * STEPS).astype(int).tolist()

@@ -2,7 +2,9 @@
 
 Source: Graves et al. 2006 (CTC); Baevski et al. 2020, section 4.3 and appendix B, and Hsu et al.
 2021, section III-B, for fine-tuning (frozen steps, masking of frames and channels); Lee and
-Watanabe 2021 for the intermediate losses.
+Watanabe 2021 for the intermediate losses. SUPERB's heads (Yang et al. 2021) on a frozen encoder's
+weighted_layers: projection_dim 1024, hidden blstm, hidden_dim 1024, hidden_layers 2, dropout 0.2
+with spec_augment for letters; projection_dim 256 alone for phones.
 Differs: the loss is normalised by the number of target tokens instead of utterances or padded
 batches, so that batch shape does not matter. An utterance with more tokens than frames can never
 be aligned: it is left out of sum and count, and counted in the log as `unalignable`.
@@ -23,12 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.config import HeadConfig
-from speechssl.contract import Batch, Encoder, Loss
+from speechssl.contract import Batch, Encoder, Loss, padding_mask
 from speechssl.heads.frames import EncoderHead, layer_numbers
 from speechssl.heads.interfaces import InterfaceKind, build_interface
 from speechssl.nn.adapters import AdapterConfig
 from speechssl.nn.ctc import BLANK, alignable, ctc_sum, text_targets
 from speechssl.nn.masking import channel_mask, span_mask
+from speechssl.nn.spec_augment import SpecAugmentConfig, spec_augment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +50,13 @@ class CtcConfig(HeadConfig):
     """Bring each frame that is read to mean 0 and variance 1 first (not in SUPERB)."""
     upsample: int = 1
     """Output frames per encoder frame; 2 for encoders of 25 frames per second."""
+    spec_augment: SpecAugmentConfig = dataclasses.field(default_factory=SpecAugmentConfig)
+    """What of the frames that are read is set to 0 in training. It acts behind the encoder, so that
+    a frozen one's features may be kept."""
+    projection_dim: int = 0
+    """Width that each frame is projected to first, without anything behind it; 0: none."""
     hidden: Literal["none", "mlp", "blstm"] = "none"
-    """Layers between encoder and output."""
+    """Layers between encoder, or projection, and output."""
     hidden_dim: int = 512
     """Width of those layers."""
     hidden_layers: int = 1
@@ -56,7 +64,7 @@ class CtcConfig(HeadConfig):
     dropout: float = 0.1
     """Dropout before the output layer, and between hidden layers."""
     mask_probability: float = 0.5
-    """Frame masking in training: span starts per frame times the span."""
+    """Frame masking in training, of the encoder's input: span starts per frame times the span."""
     mask_span: int = 10
     """Frames per span."""
     channel_mask_probability: float = 0.0
@@ -78,6 +86,8 @@ class CtcConfig(HeadConfig):
     def __post_init__(self) -> None:
         if self.upsample < 1:
             raise ValueError(f"upsample: found {self.upsample}, want at least 1")
+        if self.projection_dim < 0:
+            raise ValueError(f"projection_dim: found {self.projection_dim}, want 0 or more")
         if not 0 <= self.intermediate_weight < 1:
             raise ValueError(f"intermediate_weight: found {self.intermediate_weight}, want [0, 1)")
         if self.intermediate_layers and self.hidden != "none":
@@ -124,6 +134,9 @@ class CtcHead(EncoderHead):
             parts=encoder.part_dims,
         )
         dim = self.layer_sum.output_size
+        if config.projection_dim:
+            self.projection = nn.Linear(dim, config.projection_dim)
+            dim = config.projection_dim
         if config.upsample > 1:
             self.upsample = nn.Linear(dim, dim * config.upsample)
         if config.hidden == "mlp":
@@ -160,6 +173,10 @@ class CtcHead(EncoderHead):
             logs[f"ctc_nats_layer_{number}"] = (loss.detach(), count)
         if not self.training:
             logs["cer"] = token_errors(log_probs[0], lengths, tokens_BU, token_lengths)
+            # Near 1 where the head says nothing: the usual way for CTC to fail.
+            best = log_probs[0].argmax(-1)
+            blank = (best == BLANK) & ~padding_mask(lengths, best.shape[1])
+            logs["blank_share"] = (blank.sum(), lengths.sum())
         return Loss(total, count, logs)
 
     def log_probs(self, wave: Tensor, wave_lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,11 +198,14 @@ class CtcHead(EncoderHead):
             out = self.encoder(wave, wave_lengths, layers=wanted, **masks)
         read = [self.layer_sum.join(out, self.layers)]
         read += [self.layer_sum.read(out, n) for n in intermediate]
+        if self.training and seeds is not None:
+            augment = self.config.spec_augment
+            read = [spec_augment(x, out.lengths, seeds, augment) for x in read]
         lengths = out.lengths * self.config.upsample
         return [self._classify(x, lengths) for x in read], lengths
 
     def _classify(self, x_BTD: Tensor, lengths: Tensor) -> Tensor:
-        x = x_BTD
+        x = self.projection(x_BTD) if self.config.projection_dim else x_BTD
         if self.config.upsample > 1:
             # Each copy of a frame gets a learnt offset: plain copies could not differ.
             x = x.repeat_interleave(self.config.upsample, dim=1) + self.upsample(x).view(

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.contract import Batch, Encoder, Loss
-from speechssl.heads.pooling import AttentiveStatistics, mean_and_deviation, mean_of_frames
+from speechssl.heads.aggregate import PoolingKind, add_pooling, pool
 from speechssl.heads.utterance import UtteranceConfig, UtteranceHead
 
 
@@ -27,10 +26,19 @@ from speechssl.heads.utterance import UtteranceConfig, UtteranceHead
 class ClassifyConfig(UtteranceConfig):
     projection_dim: int = 256
     """Width that each frame is projected to before pooling; 0: frames stay as they are."""
-    pooling: Literal["mean", "mean_std", "attentive"] = "mean"
-    """mean of the frames; mean_std: with their deviation; attentive: both, weighed by channel."""
+    pooling: PoolingKind = "mean"
+    """mean of the frames; mean_std: with their deviation; attentive: both, weighed by channel;
+    ecapa: ECAPA-TDNN; transformer: layers over the frames and a class token."""
     attention_dim: int = 128
-    """Bottleneck of attentive pooling."""
+    """Bottleneck of attentive pooling, and of ecapa's."""
+    pooling_channels: int = 512
+    """ecapa: width of its blocks."""
+    pooling_dim: int = 192
+    """ecapa: width of its vector."""
+    pooling_layers: int = 2
+    """transformer: how many; each as wide as the frames."""
+    pooling_heads: int = 4
+    """transformer: heads of each layer."""
     hidden_layers: int = 0
     """Layers between pooling and output."""
     hidden_dim: int = 256
@@ -59,9 +67,7 @@ class ClassifyHead(UtteranceHead):
             )
         dim = config.projection_dim or self.dim
         self.projection = nn.Linear(self.dim, dim) if config.projection_dim else nn.Identity()
-        if config.pooling == "attentive":
-            self.attention = AttentiveStatistics(dim, config.attention_dim)
-        sizes = [dim if config.pooling == "mean" else 2 * dim]
+        sizes = [add_pooling(self, config, dim)]
         sizes += [config.hidden_dim] * config.hidden_layers
         self.hidden = nn.ModuleList(
             nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.GELU(), nn.Dropout(config.dropout))
@@ -104,16 +110,10 @@ class ClassifyHead(UtteranceHead):
 
     def vectors(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, D) projected frames -> (B, H) what the output reads of each utterance."""
-        x = self.dropout(self._pool(x, lengths))
+        x = self.dropout(pool(self, self.config, x, lengths))
         for layer in self.hidden:
             x = layer(x)
         return x
-
-    def _pool(self, x: Tensor, lengths: Tensor) -> Tensor:
-        if self.config.pooling == "attentive":
-            return self.attention(x, lengths)
-        pool = mean_of_frames if self.config.pooling == "mean" else mean_and_deviation
-        return pool(x, lengths)
 
 
 def log_softmax(logits: Tensor) -> Tensor:

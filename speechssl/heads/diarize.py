@@ -74,7 +74,7 @@ class DiarizeHead(FramesHead):
         spoken = ordered.sum((1, 2)).sum()
         errors = torch.maximum(ordered.sum(2), heard.sum(2)) - (ordered & heard).sum(2)
         # The DER of frames under the loss's own order, without collar.
-        logs = {"bce": (total.detach(), count), "der": (errors.sum(), spoken.clamp(min=1))}
+        logs = {"bce": (total.detach(), count), "der": (errors.sum(), spoken)}
         return Loss(total, count, logs)
 
     def activities(self, wave: Tensor, wave_lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,23 +6,31 @@ Shape legend: B utterances, L samples, D width.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from torch import Tensor, nn
 
 from speechssl.contract import Encoder
+from speechssl.heads.aggregate import PoolingKind, add_pooling, pool
 from speechssl.heads.frames import FramesConfig, FramesHead
-from speechssl.heads.pooling import AttentiveStatistics, mean_and_deviation, mean_of_frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PooledConfig(FramesConfig):
     projection_dim: int = 256
     """Width that each frame is projected to before pooling; 0: frames stay as they are."""
-    pooling: Literal["mean", "mean_std", "attentive"] = "mean"
-    """mean of the frames; mean_std: with their deviation; attentive: both, weighed by channel."""
+    pooling: PoolingKind = "mean"
+    """mean of the frames; mean_std: with their deviation; attentive: both, weighed by channel;
+    ecapa: ECAPA-TDNN; transformer: layers over the frames and a class token."""
     attention_dim: int = 128
-    """Bottleneck of attentive pooling."""
+    """Bottleneck of attentive pooling, and of ecapa's."""
+    pooling_channels: int = 512
+    """ecapa: width of its blocks."""
+    pooling_dim: int = 192
+    """ecapa: width of its vector."""
+    pooling_layers: int = 2
+    """transformer: how many; each as wide as the frames."""
+    pooling_heads: int = 4
+    """transformer: heads of each layer."""
     dropout: float = 0.0
     """Dropout of the pooled vector."""
 
@@ -36,16 +44,10 @@ class PooledHead(FramesHead):
         super().__init__(config, encoder)
         dim = config.projection_dim or self.dim
         self.projection = nn.Linear(self.dim, dim) if config.projection_dim else nn.Identity()
-        if config.pooling == "attentive":
-            self.attention = AttentiveStatistics(dim, config.attention_dim)
-        self.pooled_dim = dim if config.pooling == "mean" else 2 * dim
+        self.pooled_dim = add_pooling(self, config, dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def pooled(self, wave: Tensor, wave_lengths: Tensor) -> Tensor:
         """(B, L) and (B,) samples -> (B, pooled_dim) float32."""
         x, lengths = self.frames(wave, wave_lengths)
-        x = self.projection(x)
-        if self.config.pooling == "attentive":
-            return self.dropout(self.attention(x, lengths))
-        pool = mean_of_frames if self.config.pooling == "mean" else mean_and_deviation
-        return self.dropout(pool(x, lengths))
+        return self.dropout(pool(self, self.config, self.projection(x), lengths))

@@ -82,7 +82,8 @@ class RegressHead(PooledHead):
         y = self._truth(batch)
         x = self._standardised(batch.wave, batch.wave_lengths)
         count = torch.tensor(len(y), device=y.device)
-        self.sums.add(square=x.square().sum(0), product=(x * y).sum(0), count=count)
+        if not batch.filler:
+            self.sums.add(square=x.square().sum(0), product=(x * y).sum(0), count=count)
         errors = (x - y).square()
         losses = errors
         if self.config.loss == "ccc":

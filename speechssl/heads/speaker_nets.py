@@ -54,13 +54,14 @@ class XVector(nn.Module):
 
     Source: Snyder et al. 2018; on a projection of an encoder's layers as in Yang et al. 2021.
     Differs: convolutions keep the number of frames (zeros beyond both ends), so that every
-    utterance has an embedding; layer norm in place of batch norm.
+    utterance has an embedding; layer norm in place of batch norm; the embedding is the linear layer
+    behind the statistics itself, with no further one between it and the loss.
     """
 
     def __init__(self, dim: int, channels: int, embedding_dim: int) -> None:
         super().__init__()
         self.projection = nn.Linear(dim, channels)
-        wide = 3 * channels  # 1500 of 512 in the paper
+        wide = 1500 * channels // 512  # in the paper 1500 behind 512
         # Output channels, frames of context, dilation.
         shapes = [(channels, 5, 1), (channels, 3, 2), (channels, 3, 3), (channels, 1, 1)]
         shapes.append((wide, 1, 1))

@@ -140,6 +140,23 @@ def eer(
     return float(rate), float(low if np.isinf(high) else low + share * (high - low))
 
 
+def min_cost(
+    scores: np.ndarray,
+    is_target: np.ndarray,
+    p_target: float = 0.01,
+    c_miss: float = 1.0,
+    c_alarm: float = 1.0,
+) -> float:
+    """Least detection cost over all thresholds, as it is: some libraries call this minDCF.
+
+    Source: NIST speaker recognition evaluation plans (2008 and later).
+    """
+    if not 0 < p_target < 1:
+        raise ValueError(f"p_target: found {p_target}, want a probability between 0 and 1")
+    _, miss, alarm = error_curve(scores, is_target)
+    return float((c_miss * p_target * miss + c_alarm * (1 - p_target) * alarm).min())
+
+
 def min_dcf(
     scores: np.ndarray,
     is_target: np.ndarray,
@@ -147,15 +164,9 @@ def min_dcf(
     c_miss: float = 1.0,
     c_alarm: float = 1.0,
 ) -> float:
-    """Least detection cost over all thresholds, divided by that of the better blind decision.
-
-    Source: NIST speaker recognition evaluation plans (2008 and later).
-    """
-    if not 0 < p_target < 1:
-        raise ValueError(f"p_target: found {p_target}, want a probability between 0 and 1")
-    _, miss, alarm = error_curve(scores, is_target)
-    cost = c_miss * p_target * miss + c_alarm * (1 - p_target) * alarm
-    return float(cost.min() / min(c_miss * p_target, c_alarm * (1 - p_target)))
+    """`min_cost` divided by the cost of the better blind decision: at most 1."""
+    cost = min_cost(scores, is_target, p_target, c_miss, c_alarm)
+    return cost / min(c_miss * p_target, c_alarm * (1 - p_target))
 
 
 def det_points(
@@ -225,6 +236,7 @@ def verification_results(
         "eer_ci95": None if interval is None else list(interval),
         "eer_threshold": threshold,
         "min_dcf": {f"{p:g}": min_dcf(scores, is_target, p) for p in p_targets},
+        "min_cost": {f"{p:g}": min_cost(scores, is_target, p) for p in p_targets},
         "targets": int(is_target.sum()),
         "nontargets": int((~is_target).sum()),
         "det": {"false_alarm": alarm.tolist(), "miss": miss.tolist()},

@@ -63,9 +63,10 @@ class RunState:
         return state
 
     def judge(self, value: float, best_is: str) -> bool:
-        """Note a validation figure; True if it is the best so far."""
+        """Note a validation figure; True if it is the best so far. One that is NaN never is."""
         sign = 1 if best_is == "lowest" else -1
-        if self.best is None or sign * value < sign * self.best["value"]:
+        first = self.best is None and not math.isnan(value)
+        if first or (self.best and sign * value < sign * self.best["value"]):
             self.best = {"step": self.step, "value": value}
             self.since_best = 0
             return True

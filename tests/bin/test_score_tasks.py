@@ -156,6 +156,12 @@ def test_numbers_become_places_between_the_least_and_the_largest(tmp_path: Path)
     other = DataConfig(train=[cuts(tmp_path, "o", [{"age": 1}, {"age": "old"}])])
     with pytest.raises(ValueError, match=r"found \['old'\] of \['age'\] in the cut 'o1'"):
         with_targets(str(tmp_path / "x"), other, RegressConfig(dimensions=["age"]))
+    none = DataConfig(train=[train], valid=[cuts(tmp_path, "n", [{"age": float("nan")}])])
+    with pytest.raises(ValueError, match=r"found \['nan'\] of \['age'\] in the cut 'n0'"):
+        with_targets(str(tmp_path / "x"), none, RegressConfig(dimensions=["age"]))
+    alike = DataConfig(train=[cuts(tmp_path, "a", [{"age": 1, "size": 2}, {"age": 2, "size": 2}])])
+    with pytest.raises(ValueError, match=r"found \['size'\] alike in all"):
+        with_targets(str(tmp_path / "x"), alike, RegressConfig(dimensions=["age", "size"]))
 
 
 def test_other_heads_are_left_as_they_are() -> None:

@@ -126,6 +126,11 @@ def test_mistakes_are_named(folders: dict[str, Path], tmp_path: Path, capsys: An
     assert "want both" in refused("--calibrate", folders["dev"])
     same = ["--calibrate", folders["test"], "--calibrate_trials", folders["test"] / "trials.txt"]
     assert "found 12 speakers of `trials` there too" in refused(*same)
+    for option in ("cohort", "plda"):
+        shown = refused(f"--{option}", folders["test"])
+        assert f"{option}: found 12 speakers of" in shown and "'e-s0', want others" in shown
+    own = ["--calibrate", folders["dev"], "--calibrate_trials", folders["dev"] / "trials.txt"]
+    assert "plda: found 12 speakers of" in refused("--plda", folders["dev"], *own)
     assert "lda_dim: found 7" in refused("--plda", folders["train"], "--lda_dim", 7)
     assert "embeddings: found no" in refused("--plda", tmp_path)
     bare = decoding(tmp_path / "bare", "b", 3, 2, 3)

@@ -25,6 +25,7 @@ KINDS: list[tuple[type[FramesConfig], dict[str, Any]]] = [
     (SlotsConfig, {**SLOTS, "projection_dim": 12}),
     (RegressConfig, {**NUMBERS, "projection_dim": 12, "pooling": "mean_std"}),
     (RegressConfig, {**NUMBERS, "projection_dim": 0, "loss": "mse"}),
+    (RegressConfig, {**NUMBERS, "projection_dim": 16, "pooling": "transformer"}),
     (SeparateConfig, {"hidden_dim": 12, "hidden_layers": 1}),
     (SeparateConfig, {"hidden_dim": 12, "dropout": 0.0, "hidden_layers": 2, "sources": 2}),
 ]

@@ -18,6 +18,7 @@ from speechssl.encoders.transformer import TransformerConfig, TransformerEncoder
 from speechssl.heads.asr_ctc import CtcConfig, CtcHead, best_path, edit_distance
 from speechssl.model_file import open_model, save_model
 from speechssl.nn.adapters import AdapterConfig
+from speechssl.nn.spec_augment import SpecAugmentConfig
 
 VOCAB = 6
 
@@ -114,6 +115,8 @@ KINDS: list[dict[str, Any]] = [
     {"upsample": 2},
     {"hidden": "mlp", "hidden_layers": 2, "hidden_dim": 24},
     {"hidden": "blstm", "hidden_dim": 12},
+    {"hidden": "blstm", "hidden_dim": 12, "projection_dim": 10, "upsample": 2},
+    {"projection_dim": 16, "spec_augment": SpecAugmentConfig(frame_masks=2, channel_masks=2)},
     {"layer": 1},
     {"intermediate_layers": [1]},
 ]
@@ -195,6 +198,36 @@ def test_masks_act_in_training_alone() -> None:
     assert model.eval()(data).total.item() == pytest.approx(plain.eval()(data).total.item())
 
 
+def test_what_spec_augment_hides_is_not_read_in_training_alone() -> None:
+    masks = SpecAugmentConfig(frame_masks=40, frame_width=90)
+    model, data = head(weighted_layers=True, spec_augment=masks), batch()
+    model.output.bias.data = torch.randn(VOCAB)
+    scores, lengths = model._all_log_probs(data.wave, data.wave_lengths, data.seeds)
+    empty = model.output.bias.log_softmax(-1)
+    hidden = ((scores[0] - empty).abs().max(-1).values < 1e-6).float()
+    shares = [hidden[i, :n].mean().item() for i, n in enumerate(lengths.tolist())]
+    assert all(share > 0.9 for share in shares)
+    plain = head(weighted_layers=True).eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(data).total, plain(data).total)
+
+
+def test_superb_s_heads_have_their_layers_and_no_more() -> None:
+    """Of letters: 1024, two BLSTMs of 1024 in each direction; of phones: 256. On 768 channels."""
+    superb = {"weighted_layers": True, "hidden": "blstm", "hidden_dim": 1024, "hidden_layers": 2}
+
+    def sizes(vocab: int, **changes: Any) -> int:
+        with torch.device("meta"):
+            given = {"vocab_size": vocab, "freeze_encoder_steps": -1} | changes
+            built = CtcConfig(**given).build(TransformerConfig().build())
+        return sum(p.numel() for n, p in built.named_parameters() if not n.startswith("encoder."))
+
+    lstm = [2 * 4 * 1024 * (inputs + 1024 + 2) for inputs in (1024, 2048)]
+    letters = 13 + 769 * 1024 + sum(lstm) + 2049 * 32
+    assert sizes(32, projection_dim=1024, **superb) == letters
+    assert sizes(74, projection_dim=256, weighted_layers=True) == 13 + 769 * 256 + 257 * 74
+
+
 def test_evaluation_logs_the_token_error_rate() -> None:
     model = head().eval()
     data = batch()
@@ -206,7 +239,10 @@ def test_evaluation_logs_the_token_error_rate() -> None:
         edit_distance(r.tolist(), h) for r, h in zip(refs, hypotheses, strict=True)
     )
     assert tokens == 15
-    assert "cer" not in head()(data).logs
+    best = [row[:n] for row, n in zip(log_probs.argmax(-1).tolist(), lengths.tolist(), strict=True)]
+    blanks, frames = model(data).logs["blank_share"]
+    assert int(blanks) == sum(row.count(0) for row in best) and int(frames) == sum(map(len, best))
+    assert not {"cer", "blank_share"} & head()(data).logs.keys()
 
 
 def test_edit_distance_is_that_of_plain_recursion() -> None:

@@ -81,6 +81,23 @@ def test_running_moments_lead_where_the_concordance_is_high() -> None:
     assert ccc(found, y[300:, 0].numpy()) > 0.84
 
 
+def test_the_moments_are_of_what_is_scored() -> None:
+    """A rank whose utterances could not be read must not change them, nor validation."""
+    head = build(NUMBER_KIND).train()
+    data = task_batch(head)
+    head(data)
+    head.after_update(1)
+    before = head.moments.clone()
+    head.train()
+    head(data)
+    head(dataclasses.replace(data, wave=-data.wave, filler=True))
+    head.after_update(2)
+    assert before.any() and torch.equal(head.moments, before)
+    head.eval()(data)
+    head.after_update(3)
+    assert torch.equal(head.moments, before)
+
+
 def test_numbers_are_on_the_scale_of_the_manifest() -> None:
     head = build(NUMBER_KIND).eval()
     data = task_batch(head)

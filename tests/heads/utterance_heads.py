@@ -21,14 +21,17 @@ ENCODER = TransformerConfig(
     layerdrop=0.0, conv_gradient_scale=1.0,
 )  # fmt: skip
 SMALL: dict[type[UtteranceConfig], dict[str, Any]] = {
-    ClassifyConfig: {"projection_dim": 24, "attention_dim": 8, "hidden_dim": 20},
+    ClassifyConfig: {"projection_dim": 24, "attention_dim": 8, "hidden_dim": 20,
+                     "pooling_channels": 16, "pooling_dim": 12},
     SpeakerConfig: {"channels": 16, "embedding_dim": 12, "attention_dim": 8},
-}
+}  # fmt: skip
 KINDS: list[tuple[type[UtteranceConfig], dict[str, Any]]] = [
     (ClassifyConfig, {}),
     (ClassifyConfig, {"normalise_layers": False, "projection_dim": 0}),
     (ClassifyConfig, {"layer": -1, "pooling": "mean_std"}),
     (ClassifyConfig, {"pooling": "attentive", "hidden_layers": 2}),
+    (ClassifyConfig, {"pooling": "ecapa"}),
+    (ClassifyConfig, {"pooling": "transformer", "hidden_layers": 1}),
     (ClassifyConfig, {"balanced": True, "class_counts": [9, 3, 1, 7]}),
     (ClassifyConfig, {"interface": "grouped", "groups": 4}),
     (ClassifyConfig, {"interface": "concat", "projection_dim": 0}),

@@ -17,6 +17,7 @@ from speechssl.score.verification import (
     eer,
     eer_interval,
     error_curve,
+    min_cost,
     min_dcf,
     probit,
     read_trials,
@@ -50,6 +51,10 @@ def test_min_dcf_of_two_gaussians() -> None:
     one_alarm = 99 / COUNT  # what a single false alarm costs
     assert found == pytest.approx(cost / 0.01, abs=one_alarm)
     assert found == pytest.approx(0.2785, abs=one_alarm)
+    assert min_cost(scores, is_target, 0.01) == pytest.approx(0.01 * found)
+    assert min_cost(scores, is_target, 0.99, 1.0, 2.0) == pytest.approx(
+        0.02 * min_dcf(scores, is_target, 0.99, 1.0, 2.0)
+    )
 
 
 def test_separable_identical_and_exchanged_trials() -> None:

@@ -18,6 +18,7 @@ from speechssl.train.folder import flat, open_folder, provenance
 from speechssl.train.guard import Guard
 from speechssl.train.log import LineFile
 from speechssl.train.probe import _search, largest_batch_seconds, padded_seconds, tile
+from speechssl.train.run_state import RunState
 from speechssl.train.schedule import ema_decay, last_constant_step, rate_scale
 
 
@@ -281,6 +282,19 @@ def test_resuming_with_another_configuration_lists_what_differs(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"train\.steps"):
         open_folder(tmp_path, config)
     open_folder(tmp_path, RunConfig(width=4, train=other), force=True)
+
+
+@pytest.mark.parametrize(("best_is", "best"), [("lowest", 1.0), ("highest", 3.0)])
+def test_a_validation_that_is_no_number_is_never_the_best(best_is: str, best: float) -> None:
+    state = RunState()
+    judged = []
+    for step, value in enumerate((math.nan, 2.0, math.nan, 1.0, 3.0), start=1):
+        state.step = step
+        judged.append(state.judge(value, best_is))
+    assert judged[:3] == [False, True, False] and state.best is not None
+    assert state.best["value"] == best
+    only = RunState()
+    assert not only.judge(math.nan, best_is) and only.best is None and only.since_best == 1
 
 
 def test_provenance_is_plain_and_names_versions() -> None:
