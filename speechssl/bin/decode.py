@@ -362,6 +362,7 @@ def _write(
     grid: list[dict[str, float]],
     left_out: list[str],
 ) -> None:
+    from speechssl.bin.decode_tasks import STALE
     from speechssl.bin.decode_utterances import describe
     from speechssl.bin.score import write_text
 
@@ -379,8 +380,7 @@ def _write(
         if options.nbest > 1:
             row["nbest"] = texts[cut_id]
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    # Those of an earlier decoding.
-    for stale in ("results.json", "alignments.txt", "predictions.jsonl", "embeddings.npy"):
+    for stale in STALE:
         (folder / stale).unlink(missing_ok=True)
     write_text(folder / "hyp.jsonl", "".join(lines))
     spent = clock["forward_s"] + clock["search_s"]

@@ -73,6 +73,7 @@ def _write(
     parts: list[tuple[dict[str, Any], list[str], dict[str, float]]],
     tokenizer: Mapping[str, Any] | None,
 ) -> None:
+    from speechssl.bin.decode_tasks import STALE
     from speechssl.bin.score import write_text
     from speechssl.data.text import Tokenizer
 
@@ -82,8 +83,7 @@ def _write(
     skipped = sorted({entry for _, found, _ in parts for entry in found})
     clock = {name: sum(part[2][name] for part in parts) for name in parts[0][2]}
     kept = {cut_id: info for cut_id, info in described.items() if cut_id in answers}
-    results = ("results.json", "scores.txt", "predictions.jsonl", "embeddings.npy", "hyp.jsonl")
-    for stale in results:  # those of an earlier decoding
+    for stale in STALE:
         (folder / stale).unlink(missing_ok=True)
     if hasattr(head, "class_log_probs"):
         name = "predictions.jsonl"

@@ -52,12 +52,15 @@ def sweep(config: FinetuneConfig) -> FitResult:
             else:
                 if not result.finished:
                     return result
-                assert result.best is not None
-                row |= {"score": result.best["value"], "step": int(result.best["step"])}
+                if result.best is None:
+                    row["failed"] = f"validation: found no {config.train.best_metric} but NaN"
+                else:
+                    row |= {"score": result.best["value"], "step": int(result.best["step"])}
             row["seconds"] = round(time.perf_counter() - start, 2)
         rows.append(row)
-        # Rates that are not asked for any more stay known.
-        others = [r for r in before if r["learning_rate"] not in config.rates]
+        # Rates whose turn comes later, or that are not asked for any more, stay known.
+        done = {r["learning_rate"] for r in rows}
+        others = [r for r in before if r["learning_rate"] not in done]
         if dist.is_main():
             _write(path, config, rows + others, None)
     chosen = best_of(rows, config.train.best_is)

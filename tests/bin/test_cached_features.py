@@ -218,12 +218,16 @@ def test_a_sweep_keeps_the_best_rate_and_every_score(
     assert model.provenance["config"]["train"]["learning_rate"] == 1e-2
     assert "<- best" in capsys.readouterr().err
     # Again: nothing is trained anew, another rate only adds to it.
+    from speechssl.bin import sweep as sweeps
     from speechssl.train.trainer import Trainer
 
+    known, write = [], sweeps._write
+    monkeypatch.setattr(sweeps, "_write", lambda *a: known.append(len(a[2])) or write(*a))
     updates = []
     update = Trainer._update
     monkeypatch.setattr(Trainer, "_update", lambda *a: updates.append(1) or update(*a))
     assert finetune.main(words) == 0 and not updates
+    assert known == [3, 3, 3, 3]  # killed anywhere, it forgets none
     words[words.index(rates)] = "[1e-2,3e-3]"
     assert finetune.main(words) == 0 and len(updates) == 40
     found = json.loads((tmp_path / "run/sweep.json").read_text())

@@ -137,8 +137,14 @@ def test_greedy_decoding_hears_what_was_learnt_in_manifest_order(
     assert info["timing"]["rtf"] > 0
     assert score.main(["--decode", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "results.json").read_text())["wer"] < 0.1
+    stale = ("segments.jsonl", "slots.jsonl", "values.jsonl", "estimates.jsonl", "hyp.rttm",
+             "predictions.jsonl", "embeddings.npy", "embeddings.jsonl")  # fmt: skip
+    for name in stale:  # what other models left there
+        (tmp_path / name).write_text("{}\n")
     trained.run(tmp_path)  # a new decoding leaves no old scores beside it
-    assert not (tmp_path / "results.json").exists()
+    assert not any((tmp_path / name).exists() for name in (*stale, "results.json"))
+    assert score.main(["--decode", str(tmp_path)]) == 0
+    assert "wer" in json.loads((tmp_path / "results.json").read_text())
 
 
 def test_batching_does_not_change_what_is_heard(trained: Trained, tmp_path: Path) -> None:

@@ -154,9 +154,12 @@ def test_a_blank_elsewhere_becomes_id_0(tmp_path: Path) -> None:
     assert _words(texts[0]) == _words(texts[1]) != []
 
 
-def test_a_head_that_others_do_not_have_is_refused(tmp_path: Path) -> None:
-    model = _recogniser(tmp_path, upsample=2)
-    with pytest.raises(ValueError, match="other settings of upsample"):
+@pytest.mark.parametrize(
+    "more", [{"upsample": 2}, {"normalise_layers": True}, {"projection_dim": 8}], ids=str
+)
+def test_a_head_that_others_do_not_have_is_refused(more: dict, tmp_path: Path) -> None:
+    model = _recogniser(tmp_path, **more)
+    with pytest.raises(ValueError, match=f"other settings of {next(iter(more))} than"):
         write(model, tmp_path / "out", "transformers")
 
 
