@@ -7,9 +7,13 @@ Differs:
 - The augmented view is the data's ("mixed": speech, noise and reverberation of `data.mixing`).
 - Negatives are clustered within their utterance, by vectors of both views; the paper clusters the
   batch, so that its loss depends on who is in it. The official code scales the cosines of a
-  positive's cluster only where a negative equals its positive; here always, as in the paper.
-- The diversity of codes is part of the loss (see `wav2vec2`); the official criterion leaves it out:
-  `diversity_weight: 0`.
+  positive's cluster only if somewhere in the batch a negative equals its positive; here always, as
+  in the paper. `as_released: true` does both as the official code.
+- The diversity of codes (see `wav2vec2`) is that of both views; the official criterion's is of the
+  clean view alone, as with `as_released`, and it adds ten times the mean square of the front end's
+  output: `feature_penalty: 10`.
+- Both contrasts have the same negatives, and both views the same Gumbel noise; the official code
+  draws them anew.
 
 Shape legend: B utterances, T frames, M packed masked frames, N masked frames of all utterances,
 C front-end channels, D encoder width, F final width, G groups.
@@ -31,6 +35,7 @@ from speechssl.nn.frame_masks import masked_frames, pack
 from speechssl.nn.gumbel import CodeUsage, GumbelQuantiser, annealed
 from speechssl.nn.update_sums import UpdateSums
 from speechssl.objectives.data2vec import Data2vec, Data2vecConfig, watched
+from speechssl.objectives.hubert import feature_penalty
 from speechssl.objectives.wavlm import VIEW
 
 _NOISE, _NEGATIVES, _CLUSTERS = 51, 52, 53
@@ -66,6 +71,12 @@ class Data2vecAqcConfig(Data2vecConfig):
     """Its least."""
     gumbel_factor: float = 0.999995
     """Its factor per update."""
+    feature_penalty: float = 0.0
+    """Weight of the mean square of the clean view's front-end output; 10 in the official code."""
+    as_released: bool = False
+    """As the official code: clusters of the whole micro-batch, whose factor counts only if one of
+    its negatives equals its positive, and diversity of the clean view's codes. The loss of an
+    utterance then depends on the others of its micro-batch."""
 
     def build(self) -> Data2vecAqc:
         return Data2vecAqc(self)
@@ -106,11 +117,14 @@ class Data2vecAqc(Data2vec):
         base = watched(self.regress(out.last, y_BTD, mask, valid, batch), out.front, valid)
 
         student, teacher, hits, p_NGV = self.contrast(out, clean, y_BTD, mask, batch)
-        # Frames of both views, under the count of one.
-        diversity = self.usage(p_NGV) / 2
+        views = 1 if config.as_released else 2
+        # Frames of all views, under the count of one.
+        diversity = self.usage(p_NGV) / views
         if not batch.filler:
-            self.code_sums.add(probabilities=p_NGV.sum(0), count=2 * base.count)
+            self.code_sums.add(probabilities=p_NGV.sum(0), count=views * base.count)
         total = base.total + config.contrast_weight * (student + teacher)
+        if config.feature_penalty > 0:
+            total = total + config.feature_penalty * feature_penalty(clean, valid, mask.sum(1))
         logs = dict(base.logs) | {
             "contrast_nats_student": (student.detach(), base.count),
             "contrast_nats_teacher": (teacher.detach(), base.count),
@@ -122,7 +136,8 @@ class Data2vecAqc(Data2vec):
     def contrast(
         self, out: EncoderOutput, clean: Tensor, y_BTD: Tensor, mask: Tensor, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Both sums of cross entropies, hits of both, and (N, G, V) probabilities of codes.
+        """Both sums of cross entropies, hits of both, and (2 N, G, V) probabilities of codes, or
+        (N, G, V) of the clean view's.
 
         The student is compared with clean quantised frames, the teacher with augmented ones.
         """
@@ -139,6 +154,8 @@ class Data2vecAqc(Data2vec):
             (y_BTD, mixed_BMF, mixed_codes, in_cluster[1]),
         ):
             context_BMF = self.project_context(pack(x_BTD, mask)[0])
+            if config.as_released:
+                near = near & _any_tie(codes, negatives, packed)
             factors = torch.where(near, config.cluster_scale, 1.0)
             found.append(
                 info_nce(
@@ -146,7 +163,8 @@ class Data2vecAqc(Data2vec):
                 )
             )
         (student, student_hits), (teacher, teacher_hits) = found
-        return student, teacher, student_hits + teacher_hits, torch.cat([p_clean, p_mixed])
+        p_NGV = p_clean if config.as_released else torch.cat([p_clean, p_mixed])
+        return student, teacher, student_hits + teacher_hits, p_NGV
 
     def quantise(
         self, front: Tensor, mask: Tensor, batch: Batch
@@ -174,8 +192,14 @@ class Data2vecAqc(Data2vec):
         both = torch.stack([clean, mixed], 2).flatten(1, 2)  # a row's valid vectors stand first
         valid = packed.repeat_interleave(2, 1)
         frames = self.encoder.frame_lengths(batch.wave_lengths)
+        rows, seeds = valid, batch.seeds
+        if self.config.as_released:  # all utterances in one row
+            both, rows, seeds = both[valid][None], valid[valid][None], seeds[:1]
+            frames = frames.max()[None]
         clusters = (frames // self.config.cluster_frames).clamp(min=2)
-        index = cosine_clusters(both, valid, clusters, batch.seeds, stream=_CLUSTERS)
+        index = cosine_clusters(both, rows, clusters, seeds, stream=_CLUSTERS)
+        if self.config.as_released:
+            index = index.new_zeros(valid.shape).masked_scatter(valid, index)
         clean_BM, mixed_BM = index.unflatten(1, (-1, 2)).unbind(2)
         found = []
         for own in (clean_BM, mixed_BM):
@@ -192,3 +216,10 @@ class Data2vecAqc(Data2vec):
         super().after_update(step)
         sums = self.code_sums.take()
         self.usage.update(sums["probabilities"], sums["count"])
+
+
+def _any_tie(codes_BMG: Tensor, negatives: Tensor, packed: Tensor) -> Tensor:
+    """Whether any negative of the batch has the codes of its positive."""
+    same = (codes_BMG[:, :, None] == codes_BMG[:, None, :]).all(-1).gather(2, negatives)
+    has_others = packed.sum(1) > 1
+    return (same & packed[..., None] & has_others[:, None, None]).any()

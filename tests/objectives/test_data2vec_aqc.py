@@ -9,9 +9,10 @@ import pytest
 import torch
 from kinds import batch_for, build
 
-from speechssl.nn.contrastive import draw_negatives
+from speechssl.nn.contrastive import draw_negatives, info_nce
 from speechssl.nn.cosine_clusters import cosine_clusters
 from speechssl.nn.frame_masks import masked_frames
+from speechssl.objectives import data2vec_aqc
 from speechssl.objectives.data2vec import Data2vecConfig
 from speechssl.objectives.data2vec_aqc import (
     _CLUSTERS,
@@ -138,6 +139,73 @@ def test_clusters_change_the_contrast_unless_their_scale_is_1(monkeypatch) -> No
             model, "same_cluster", lambda *a, none=none: (none.expand_as(a[3]),) * 2
         )
         assert (model(batch).total != before) == changes
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_as_released_clusters_are_of_the_batch_and_count_only_with_a_tie(
+    monkeypatch: pytest.MonkeyPatch, tie: bool
+) -> None:
+    """The factors of the contrast, against clusters of all utterances' vectors side by side."""
+    model = objective(as_released=True).eval()
+    batch = batch_for(model, (1.3, 0.81))
+    batch = dataclasses.replace(batch, views={"mixed": batch.wave + torch.randn_like(batch.wave)})
+    seen: list[tuple] = []
+
+    def contrast(context, target, packed, negatives, temperature, codes, factors):
+        seen.append((target, packed, negatives, codes, factors))
+        return info_nce(context, target, packed, negatives, temperature, codes, factors)
+
+    monkeypatch.setattr(data2vec_aqc, "info_nce", contrast)
+    if not tie:
+        quantise = model.quantise
+
+        def distinct(*given):
+            found = quantise(*given)
+            rows, size = found[1].shape[:2]
+            return found[0], torch.arange(rows * size).view(rows, size, 1), *found[2:]
+
+        monkeypatch.setattr(model, "quantise", distinct)
+    model(batch)
+    packed = seen[0][1]
+    words = [one[0][packed] for one in seen]  # (N, F) of the clean view and of the other
+    pairs = torch.stack(words, 1).flatten(0, 1)[None]
+    number = int(model.encoder.frame_lengths(batch.wave_lengths).max()) // 8
+    everything = torch.ones(1, pairs.shape[1], dtype=torch.bool)
+    clusters = cosine_clusters(
+        pairs, everything, torch.tensor([number]), batch.seeds[:1], stream=_CLUSTERS
+    ).view(-1, 2)
+    offsets = [0, int(packed[0].sum())]
+    scaled = 0
+    for i, (_, _, negatives, codes, factors) in enumerate(seen):
+        for b, t in packed.nonzero().tolist():
+            for k, n in enumerate(negatives[b, t].tolist()):
+                same = bool(clusters[offsets[b] + n, i] == clusters[offsets[b] + t, i])
+                scaled += same
+                assert factors[b, t, k].item() == pytest.approx(0.3 if same and tie else 1.0)
+        equal = (codes[:, :, None] == codes[:, None]).all(-1).gather(2, negatives)[packed]
+        assert bool(equal.any()) == tie
+    assert scaled > 0
+
+
+def test_as_released_diversity_is_of_the_clean_view_and_the_front_end_is_penalised() -> None:
+    model = objective(as_released=True, feature_penalty=10.0).eval()
+    batch = batch_for(model)
+    batch = dataclasses.replace(batch, views={"mixed": batch.wave + torch.randn_like(batch.wave)})
+    loss = model(batch)
+    mask, valid = masks(model, batch)
+    clean = model.encoder(batch.wave, batch.wave_lengths, layers=[0]).front
+    p_NGV = model.quantiser(model.encoder.front_norm(clean)[mask]).probabilities
+    assert loss.logs["diversity"][0].item() == pytest.approx(model.usage(p_NGV).item(), rel=1e-5)
+    plain = objective(as_released=True).eval()
+    plain.load_state_dict(model.state_dict())
+    expected = sum(
+        float(own.sum()) * clean[b, there].double().square().mean().item()
+        for b, (own, there) in enumerate(zip(mask, valid, strict=True))
+    )
+    assert (loss.total - plain(batch).total).item() == pytest.approx(10 * expected, rel=1e-4)
+    model.train()(batch)
+    model.after_update(1)
+    torch.testing.assert_close(model.usage.usage, p_NGV.mean(0))
 
 
 def test_a_batch_without_the_mixed_view_is_refused() -> None:
