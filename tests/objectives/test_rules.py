@@ -164,7 +164,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for r in range(2)
     ]
-    errors = [rank.communicate(timeout=180)[1] for rank in ranks]
+    try:
+        errors = [rank.communicate(timeout=180)[1] for rank in ranks]
+    finally:
+        for rank in ranks:  # none outlives the test, neither where one fails nor waits for ever
+            rank.kill()
     for rank, text in zip(ranks, errors, strict=True):
         assert rank.returncode == 0, text[-3000:]
     return output
