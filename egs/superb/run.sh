@@ -28,6 +28,7 @@ rates=              # learning rates, separated by blanks; empty: those of each 
 overrides=          # further options of finetune, separated by blanks
 cache=true          # keep the features of frozen upstreams on disk while their tasks run
 cache_dtype=float16  # their number type
+pins=pins.yaml      # figures between which SUPERB's score over all tasks lies; empty: no score
 more=               # further options of `speechssl suite`, separated by blanks
 exp=exp             # where results go
 source ../../tools/shell/parse_options.sh
@@ -41,7 +42,7 @@ stage 1 "the suite" && {
   speechssl suite --tasks tasks --corpora "$corpus_dir" --upstreams "$(list "$upstreams")" \
     --only "$(list "$tasks")" --seeds "$(list "$seeds")" --steps "$steps" --rates "$(list "$rates")" \
     ${overrides:+--overrides="$overrides"} --cache "$cache" --cache_dtype "$cache_dtype" \
-    --output "$exp" "${more_words[@]}"
+    ${pins:+--pins "$pins"} --output "$exp" "${more_words[@]}"
   log "the page: $exp/index.html"
 }
 exit 0

@@ -116,7 +116,6 @@ def _sides(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def _separation(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
     import numpy as np
-    import soundfile
 
     from speechssl.score.separation import (
         LIBRARIES,
@@ -138,7 +137,7 @@ def _separation(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], st
                 "name their sources"
             )
         paths = [entry["mixture"], *(str(folder / e) for e in estimates), *sources]
-        waves = [soundfile.read(path, dtype="float64")[0] for path in paths]
+        waves = _waves(paths, f"{folder}/estimates.jsonl:{number}")
         length = min(map(len, waves))
         found = np.stack([w[:length] for w in waves])
         count = 1 + len(estimates)
@@ -156,6 +155,29 @@ def _separation(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], st
         f"digest {results['test_digest']}"
     )
     for name, library in LIBRARIES.items():
-        value = f"{results[name]:.3f}" if there[name] else f"not measured: pip install {library}"
-        shown += f"\n{name.upper()} {value}"
+        value = f"not measured: pip install {library}"
+        if there[name]:
+            value = "-" if results[name] is None else f"{results[name]:.3f}"
+        without = results["undefined"].get(name, 0)
+        left_out = f"   left out {without} sources, silent or too short" * bool(without)
+        shown += f"\n{name.upper()} {value}{left_out}"
     return results, shown
+
+
+def _waves(paths: Sequence[str], where: str) -> list[Any]:
+    """(L,) float64 of each file; `ValueError` for files that do not belong together."""
+    import soundfile
+
+    read = [soundfile.read(path, dtype="float64", always_2d=True) for path in paths]
+    forms = [(wave.shape[1], rate) for wave, rate in read]
+    lengths = [len(wave) for wave, _ in read]
+    if set(forms) != {(1, forms[1][1])} or max(lengths) - min(lengths) > 0.05 * forms[1][1]:
+        told = ", ".join(
+            f"{Path(p).name} {n} samples at {rate} Hz, {channels} channels"
+            for p, n, (channels, rate) in zip(paths, lengths, forms, strict=True)
+        )
+        raise ValueError(
+            f"{where}: found {told}, want one channel of one rate and length in the mixture, the "
+            "estimates and the sources: whole recordings, brought to the encoder's rate"
+        )
+    return [wave[:, 0] for wave, _ in read]

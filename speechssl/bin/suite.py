@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from speechssl.config import parse
 if TYPE_CHECKING:
     from speechssl.bin.suite_cell import Upstream
     from speechssl.bin.suite_task import TaskConfig
+    from speechssl.score.aggregate import Pins
 
 DESCRIPTION = """Run upstreams on tasks and compare them in one table:
 speechssl suite --tasks egs/realmini/suite/tasks --corpora DIR --upstreams "[logmel,PATH]"
@@ -53,6 +55,9 @@ class SuiteOptions:
     """Number type of those features."""
     keep_features: bool = False
     """Leave them on disk when an upstream's tasks are done."""
+    pins: str | None = None
+    """YAML file with a baseline's and the best known figures of tasks, for SUPERB's score over all
+    of them: egs/superb/pins.yaml."""
     energy: Literal["auto", "codecarbon", "none"] = "auto"
     """Energy of each cell by codecarbon (offline), if it is installed."""
     country: str = "USA"
@@ -88,9 +93,11 @@ def run(options: SuiteOptions) -> int:
             f"upstreams: found one name twice in {[u.name for u in upstreams]}, want NAME=... "
             "before one of them"
         )
-    Meter(options.energy, options.country, options.watts_per_core)  # refuses before it starts
+    # Both refuse before it starts.
+    Meter(options.energy, options.country, options.watts_per_core)
+    pins = None if options.pins is None else _read_pins(options.pins)
     _check(options, tasks, upstreams)
-    suite = _Suite(options, tasks, upstreams)
+    suite = _Suite(options, tasks, upstreams, pins)
     for name, task in tasks.items():
         missing = missing_folders(task, options.corpora)
         if missing:
@@ -101,33 +108,63 @@ def run(options: SuiteOptions) -> int:
     return suite.run()
 
 
+def _read_pins(path: str) -> Pins:
+    import yaml
+
+    from speechssl.score.aggregate import pins_of
+
+    if not Path(path).is_file():
+        raise ValueError(f"pins: found no file {path}, want one such as egs/superb/pins.yaml")
+    return pins_of(yaml.safe_load(Path(path).read_text()))
+
+
 def _check(options: SuiteOptions, tasks: dict[str, TaskConfig], upstreams: list[Upstream]) -> None:
-    """End the program at once, not after hours, where a task's options of finetune are wrong."""
+    """End the program at once, not after hours, where a task's options of a program are wrong."""
+    import importlib
     import tempfile
 
     import yaml
 
+    from speechssl.bin import prepare
     from speechssl.bin.finetune import FinetuneConfig
-    from speechssl.bin.suite_cell import arguments
-    from speechssl.bin.suite_task import Fold
+    from speechssl.bin.score import ScoreOptions
+    from speechssl.bin.suite_cell import arguments, decode_options
+    from speechssl.bin.suite_task import Fold, prepare_words
 
     fold = Fold(1, "train", "valid", "test")
     with tempfile.TemporaryDirectory() as folder:
         for name, task in tasks.items():
+            prog = f"speechssl suite: task {name}"
+            if task.prepare not in (known := prepare.corpora()):
+                raise ValueError(
+                    f"task {name}, prepare: found {task.prepare!r}, want one of {', '.join(known)}"
+                )
+            corpus = importlib.import_module(f"speechssl.corpora.{task.prepare}")
+            words = prepare_words(task, options.corpora, Path(folder))
+            parse(corpus.Config, words, prog=f"{prog}, prepare")
             output = str(Path(folder) / name)
             Path(output + ".yaml").write_text(yaml.safe_dump(task.finetune))
             for upstream in upstreams:
                 words = arguments(upstream, task, fold, 1, options, output)
-                parse(FinetuneConfig, words, prog=f"speechssl suite: task {name}, finetune")
+                parse(FinetuneConfig, words, prog=f"{prog}, finetune")
+            try:
+                decode_options(task, "run", "test", "out")
+            except ValueError as error:
+                raise ValueError(f"task {name}, decode: {error}") from None
+            parse(ScoreOptions, ["--decode", "out", *task.score], prog=f"{prog}, score")
 
 
 class _Suite:
     """All cells of a run, done or not, and what is written of them."""
 
     def __init__(
-        self, options: SuiteOptions, tasks: dict[str, TaskConfig], upstreams: list[Upstream]
+        self,
+        options: SuiteOptions,
+        tasks: dict[str, TaskConfig],
+        upstreams: list[Upstream],
+        pins: Pins | None,
     ) -> None:
-        self.options, self.tasks, self.upstreams = options, tasks, upstreams
+        self.options, self.tasks, self.upstreams, self.pins = options, tasks, upstreams, pins
         self.output = Path(options.output)
         self.missing: dict[str, str] = {}
         self.failed: dict[str, str] = {}
@@ -155,7 +192,7 @@ class _Suite:
 
     def _cell(self, upstream: Upstream, name: str, seed: int) -> None:
         from speechssl.bin.energy import Meter
-        from speechssl.bin.suite_cell import run_cell
+        from speechssl.bin.suite_cell import Interrupted, run_cell
         from speechssl.bin.suite_task import make_cuts
 
         options = self.options
@@ -168,9 +205,15 @@ class _Suite:
         try:
             folds = make_cuts(self.tasks[name], options.corpora, self.output / "data" / name)
             cell = run_cell(upstream, self.tasks[name], folds, seed, folder, options, meter)
-        except (ValueError, OSError) as error:
-            self.failed[f"{upstream.name}, {name}, seed {seed}"] = str(error)
-            print(f"{upstream.name}, {name}, seed {seed} failed: {error}", file=sys.stderr)
+        except Interrupted:
+            raise
+        except Exception as error:  # whatever it is, the other cells run on
+            known = isinstance(error, ValueError | OSError)
+            why = str(error) if known else f"{type(error).__name__}: {error}"
+            self.failed[f"{upstream.name}, {name}, seed {seed}"] = why
+            print(f"{upstream.name}, {name}, seed {seed} failed: {why}", file=sys.stderr)
+            if not known:
+                traceback.print_exception(error)
             return
         self.cells.append({"upstream": upstream.name, "task": name, **cell})
         self.write()
@@ -182,7 +225,7 @@ class _Suite:
         from speechssl.bin.suite_cell import write_json
         from speechssl.config import to_dict
         from speechssl.report.page import write_page
-        from speechssl.report.suite import markdown, render_suite
+        from speechssl.report.suite import markdown, render_suite, scores_of
 
         now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
         values = {
@@ -194,6 +237,9 @@ class _Suite:
             "failed": self.failed,
             "cells": self.cells,
         }
+        if self.pins is not None:
+            values["pins"] = dataclasses.asdict(self.pins)
+            values["scores"] = scores_of(values, self.pins)
         write_json(self.output / "suite.json", values)
         write_page(self.output / "table.md", markdown(values))
         write_page(self.output / "index.html", render_suite(values))

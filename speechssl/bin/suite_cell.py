@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from speechssl.bin.suite_task import Fold, TaskConfig
 from speechssl.config import to_dict
 
-KEPT = ("predictions.jsonl", "hyp.jsonl")
+KEPT = ("predictions.jsonl", "hyp.jsonl", "values.jsonl", "slots.jsonl", "segments.jsonl")
 """Answers per utterance that folds are pooled of."""
 
 
@@ -29,9 +30,13 @@ class Upstream:
 def find_upstream(text: str) -> Upstream:
     """`[NAME=]logmel`, `[NAME=]random`, a YAML file of an encoder, or a model's folder.
 
-    Raises `ValueError` for anything else.
+    Raises `ValueError` for anything else, and for a name that cannot be a folder's.
     """
-    name, _, what = text.rpartition("=")
+    # A path may hold = itself.
+    plain = "=" not in text or Path(text).exists()
+    name, _, what = ("", "", text) if plain else text.partition("=")
+    if "/" in name or name in (".", ".."):
+        raise ValueError(f"upstreams: found the name {name!r}, want one without /: it is a folder")
     path = Path(what)
     if what == "logmel":
         kind = "speechssl.encoders.log_mel.LogMelConfig"
@@ -56,7 +61,8 @@ def arguments(
     upstream: Upstream, task: TaskConfig, fold: Fold, seed: int, options: Any, output: str
 ) -> list[str]:
     """Options of `speechssl finetune` for a fold; the task's own are in OUTPUT.yaml."""
-    words = ["--config", output + ".yaml", *upstream.arguments, *options.overrides.split()]
+    own = shlex.split(options.overrides)
+    words = ["--config", output + ".yaml", *upstream.arguments, *own]
     words += ["--data.train", f"[{fold.train}]", "--data.valid", f"[{fold.valid}]"]
     words += ["--data.seed", str(seed), "--train.seed", str(seed), "--output", output]
     if options.cache and task.cache:
@@ -102,24 +108,36 @@ def run_cell(
             f"output: found {folder} of other options or another upstream, want the same, a new "
             f"output, or that folder deleted"
         )
-    if "score" in cell:
-        return cell
-    for fold in folds:
-        with meter() as measured:
-            status = _run_fold(upstream, task, fold, seed, folder, options)
-        cell["cost"] = added(cell["cost"], measured.cost)
-        write_json(path, cell)
+    for fold in folds if "score" not in cell else ():
+        if (folder / f"fold{fold.number}" / "test" / "results.json").is_file() and cell["cost"]:
+            continue
+        # Written before it begins: a killed run leaves no results under another stamp, and what it
+        # cost, which nobody knows then, is not taken for nothing.
+        cell["kills"] = cell.get("kills", 0) + ("under_way" in cell)
+        write_json(path, cell | {"under_way": fold.number})
+        status, measured = 1, meter()
+        try:
+            with measured:
+                status = _run_fold(upstream, task, fold, seed, folder, options)
+        finally:
+            cell = {k: v for k, v in cell.items() if k != "under_way"}
+            cell["cost"] = added(cell["cost"], measured.cost)
+            write_json(path, cell)
         if status:
             raise Interrupted(status)
-    results = _pooled(folds, folder)
-    cell |= _figures(task, results) | _described(folds, folder)
-    cell |= {"seed": seed, "folds": len(folds)}
-    write_json(path, cell)
+    if "score" not in cell or list(cell.get("also", {})) != task.also:
+        results = _pooled(task, folds, folder)
+        cell |= _figures(task, results) | _described(folds, folder)
+        cell |= {"seed": seed, "folds": len(folds)}
+        cell["fold_scores"] = _fold_scores(task, folds, folder)
+        cell["also"] = {name: figure(results, name) for name in task.also}
+        write_json(path, cell)
     return cell
 
 
 def _stamp(upstream: Upstream, task: TaskConfig, folds: list[Fold], seed: int, options: Any) -> str:
     own = to_dict(task)
+    del own["also"]  # what is shown beside the score changes nothing
     for name, usual in (("decode", {}), ("score", []), ("cache", True)):
         if own[name] == usual:  # a cell of before there were such options goes on
             del own[name]
@@ -146,15 +164,14 @@ def _run_fold(
     data = str(Path(fold.train).parents[1] / "all")
     text = yaml.safe_dump(task.finetune, sort_keys=False).replace("{data}", data)
     Path(run + ".yaml").write_text(text)
-    if not (own / "run" / "model.json").is_file():
+    if not _trained(own / "run"):
         words = arguments(upstream, task, fold, seed, options, run)
         config = parse(finetune.FinetuneConfig, words, prog="speechssl suite")
         status = finetune.run(config)
         if status:
             return status
     if not (tested / "decode.json").is_file():
-        given = decode.DecodeOptions(model=run, cuts=fold.test, output=str(tested), **task.decode)
-        decode.run(given)
+        decode.run(decode_options(task, run, fold.test, str(tested)))
     words = ["--decode", str(tested), *task.score]
     if fold.trials:
         words += ["--trials", fold.trials]
@@ -163,33 +180,69 @@ def _run_fold(
     return 0
 
 
-def _pooled(folds: list[Fold], folder: Path) -> dict[str, Any]:
+def decode_options(task: TaskConfig, model: str, cuts: str, output: str) -> Any:
+    """Options of `speechssl decode`; `ValueError` for one of the task's that there is not."""
+    from speechssl.bin.decode import DecodeOptions
+    from speechssl.config import from_dict
+
+    given = {"model": model, "cuts": cuts, "output": output, **task.decode}
+    return from_dict(DecodeOptions, given)
+
+
+def _trained(run: Path) -> bool:
+    """Whether all that a run's folder is to hold is there: a sweep says last what it chose."""
+    if not (run / "model.json").is_file():
+        return False
+    sweep = run / "sweep.json"
+    return not sweep.is_file() or json.loads(sweep.read_text())["chosen"] is not None
+
+
+def _results(folder: Path, fold: Fold) -> dict[str, Any]:
+    return json.loads((folder / f"fold{fold.number}" / "test" / "results.json").read_text())
+
+
+def _pooled(task: TaskConfig, folds: list[Fold], folder: Path) -> dict[str, Any]:
     """Results over all folds' answers together, scored once."""
     from speechssl.bin import score
 
+    if len(folds) == 1:
+        return _results(folder, folds[0])
     tests = [folder / f"fold{fold.number}" / "test" for fold in folds]
-    if len(tests) == 1:
-        return json.loads((tests[0] / "results.json").read_text())
     name = next((n for n in KEPT if (tests[0] / n).is_file()), None)
     if name is None:
-        raise ValueError(f"split: found folds of a task without {' or '.join(KEPT)}, want own")
+        raise ValueError(f"split: found folds of a task without {', '.join(KEPT)}, want own")
     pooled = folder / "pooled"
     pooled.mkdir(exist_ok=True)
     lines = [line for t in tests for line in (t / name).read_text().splitlines(keepends=True)]
     (pooled / name).write_text("".join(lines))
-    (pooled / "decode.json").write_text((tests[0] / "decode.json").read_text())
-    if score.main(["--decode", str(pooled)]):
+    described = [json.loads((t / "decode.json").read_text()) for t in tests]
+    if isinstance(described[0].get("classes"), list):  # a fold may lack a class
+        each = [c for one in described for c in one["classes"]]
+        described[0]["classes"] = list(dict.fromkeys(each))
+    write_json(pooled / "decode.json", described[0])
+    if score.main(["--decode", str(pooled), *task.score]):
         raise ValueError(f"score: found no score of {pooled}, want one; see above")
     return json.loads((pooled / "results.json").read_text())
 
 
-def _figures(task: TaskConfig, results: dict[str, Any]) -> dict[str, Any]:
+def figure(results: dict[str, Any], name: str) -> float | None:
+    """A number of results.json; dots lead into nested ones; None: there is none."""
     value: Any = results
-    for name in task.metric.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _fold_scores(task: TaskConfig, folds: list[Fold], folder: Path) -> list[float | None]:
+    """Each fold by itself; [] of a single one."""
+    return [figure(_results(folder, f), task.metric) for f in folds] if len(folds) > 1 else []
+
+
+def _figures(task: TaskConfig, results: dict[str, Any]) -> dict[str, Any]:
+    value = figure(results, task.metric)
+    if value is None:
         known = [k for k, v in results.items() if isinstance(v, int | float)]
-        raise ValueError(f"metric: found {task.metric} {value}, want one of {', '.join(known)}")
+        raise ValueError(f"metric: found no {task.metric}, want one of {', '.join(known)}")
     found = {"score": value, "ci95": results.get(f"{task.metric}_ci95")}
     scored = results.get("utterances") or results.get("recordings")
     scored = scored or results.get("targets", 0) + results.get("nontargets", 0)

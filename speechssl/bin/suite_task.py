@@ -73,6 +73,8 @@ class TaskConfig:
     into nested ones: slots.slot_type_f1."""
     best: Literal["highest", "lowest"] = "highest"
     """Which end of the figure is good."""
+    also: list[str] = dataclasses.field(default_factory=list)
+    """Further figures of results.json that are shown beside it."""
     chance: float | None = None
     """The figure without knowledge of the recording, if that is known."""
     rates: list[float] = dataclasses.field(default_factory=list)
@@ -137,7 +139,7 @@ def make_cuts(task: TaskConfig, corpora: str, folder: Path) -> list[Fold]:
     from speechssl.bin import prepare
 
     given = {"corpora": str(Path(corpora).resolve()), "task": to_dict(task)}
-    for other in ("finetune", "rates", "decode", "score", "cache"):
+    for other in ("finetune", "rates", "decode", "score", "cache", "also"):
         del given["task"][other]
     stamp = hashlib.blake2b(json.dumps(given, sort_keys=True).encode(), digest_size=8).hexdigest()
     mark = folder / "made.json"
@@ -145,10 +147,7 @@ def make_cuts(task: TaskConfig, corpora: str, folder: Path) -> list[Fold]:
         values = json.loads(mark.read_text())
         if values["stamp"] == stamp:
             return [Fold(**fold) for fold in values["folds"]]
-    words = ["--output", str(folder / "all")]
-    for key, value in task.options.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        words += [f"--{key}", text.replace("{corpora}", given["corpora"])]
+    words = prepare_words(task, given["corpora"], folder)
     if prepare.run(task.prepare, words, prog=f"speechssl prepare {task.prepare}"):
         raise ValueError(f"prepare: found no usable corpus, want one; {task.obtain}")
     folds = _divide(task, folder, given["corpora"])
@@ -157,6 +156,15 @@ def make_cuts(task: TaskConfig, corpora: str, folder: Path) -> list[Fold]:
     temporary.write_text(json.dumps(values, indent=2))
     temporary.replace(mark)
     return folds
+
+
+def prepare_words(task: TaskConfig, corpora: str, folder: Path) -> list[str]:
+    """Options of `speechssl prepare` for the task's corpus."""
+    words = ["--output", str(folder / "all")]
+    for key, value in task.options.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        words += [f"--{key}", text.replace("{corpora}", corpora)]
+    return words
 
 
 def _divide(task: TaskConfig, folder: Path, corpora: str) -> list[Fold]:

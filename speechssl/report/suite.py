@@ -10,11 +10,14 @@ from typing import Any
 from speechssl.report.charts import bars
 from speechssl.report.page import SCRIPT, SERIES, STYLE
 from speechssl.report.sections import section, table
+from speechssl.score.aggregate import Pins, superb_score
 
 NAMES = {
     "uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1", "wer": "WER", "cer": "CER",
     "eer": "EER", "der": "DER", "slots.slot_type_f1": "slot type F1",
-    "exact_match": "all slots right",
+    "exact_match": "all slots right", "jer": "JER", "slots.slot_value_cer": "slot value CER",
+    "slots.slot_f1": "slot F1", "slots.superb_slot_type_f1": "slot type F1 as SUPERB's",
+    "slots.superb_slot_value_cer": "slot value CER as SUPERB's",
 }  # fmt: skip
 """Figures that are shares, and are shown as percentages."""
 
@@ -28,6 +31,22 @@ def cells_of(suite: Mapping[str, Any], upstream: str, task: str) -> Cells:
 
 def mean_of(cells: Cells) -> float | None:
     return statistics.mean(c["score"] for c in cells) if cells else None
+
+
+def scores_of(suite: Mapping[str, Any], pins: Pins) -> dict[str, dict[str, Any]]:
+    """Upstream -> its score over tasks by mean figures of all seeds, and the tasks that count."""
+    found = {}
+    for upstream in suite["upstreams"]:
+        figures: dict[str, dict[str, float | None]] = {}
+        for name, task in suite["tasks"].items():
+            cells = cells_of(suite, upstream, name)
+            figures[name] = {task["metric"]: mean_of(cells)}
+            for one in task["also"] if cells else ():
+                values = [c["also"][one] for c in cells]
+                figures[name][one] = None if None in values else statistics.mean(values)
+        score, tasks = superb_score(figures, pins)
+        found[upstream] = {"score": score, "tasks": tasks}
+    return found
 
 
 def number(value: float, metric: str) -> str:
@@ -65,7 +84,9 @@ def best_upstreams(suite: Mapping[str, Any], task: str) -> set[str]:
 def rows_of(suite: Mapping[str, Any], bold: str) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table: an upstream a row, a task a column. bold: a format."""
     tasks = {n: t for n, t in suite["tasks"].items() if any(c["task"] == n for c in suite["cells"])}
-    head = ["upstream", "parameters", *(title(n, t) for n, t in tasks.items())]
+    scores = suite.get("scores")
+    head = ["upstream", "parameters", *(["score ↑"] if scores else [])]
+    head += [title(n, t) for n, t in tasks.items()]
     best = {name: best_upstreams(suite, name) for name in tasks}
     rows = []
     for upstream in suite["upstreams"]:
@@ -73,6 +94,8 @@ def rows_of(suite: Mapping[str, Any], bold: str) -> tuple[list[str], list[list[s
         if not own:
             continue
         row = [upstream, f"{own[0]['encoder_parameters']:,}"]
+        if scores:
+            row.append(_score_shown(scores[upstream], suite["pins"]))
         for name, task in tasks.items():
             text = shown(cells_of(suite, upstream, name), task["metric"])
             row.append(bold.format(text) if upstream in best[name] else text)
@@ -80,16 +103,26 @@ def rows_of(suite: Mapping[str, Any], bold: str) -> tuple[list[str], list[list[s
     guesses = [task["chance"] for task in tasks.values()]
     if rows and any(g is not None for g in guesses):
         given = zip(guesses, tasks.values(), strict=True)
-        rows.append(["chance", ""]
+        rows.append(["chance", "", *([""] if scores else [])]
                     + ["" if g is None else number(g, t["metric"]) for g, t in given])  # fmt: skip
     return head, rows
+
+
+def _score_shown(found: Mapping[str, Any], pins: Mapping[str, Any]) -> str:
+    if found["score"] is None:
+        return "—"
+    return f"{found['score']:.0f} ({len(found['tasks'])} of {len(pins['tasks'])} tasks)"
 
 
 def markdown(suite: Mapping[str, Any]) -> str:
     """The table, and a line for each task without a corpus and each cell that failed."""
     head, rows = rows_of(suite, "**{}**")
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
+    if "pins" in suite:
+        pins = suite["pins"]
+        lines.append(f"\nScore by the pins {pins['name']}: {pins['about']}; 0 and 1000")
     lines += [f"\nLeft out: {name}: {why}" for name, why in suite["missing"].items()]
     lines += [f"\nFailed: {name}: {why}" for name, why in suite["failed"].items()]
     return "\n".join(lines) + "\n"
@@ -103,32 +136,53 @@ def render_suite(suite: Mapping[str, Any]) -> str:
     seeds = len(suite["options"]["seeds"])
     spread = "mean ± deviation over seeds" if seeds > 1 else "one seed, with 95 % intervals"
     note = (
-        f'<p class="note">Frozen upstreams, one head per task; {spread}. The learning rate is '
-        "chosen on validation data, by the sweep below. Bold: the best of a column.</p>"
+        f'<p class="note">Frozen upstreams, one head per task; {spread}. Learning rates are chosen '
+        "on validation data, where several were tried. Bold: the best of a column. Costs are those "
+        "of each cell: the first one that reads a corpus also computes the features that others "
+        "of its upstream find ready.</p>"
     )
+    if "pins" in suite:
+        pins = suite["pins"]
+        note += (
+            f'<p class="note">Score: 0 is the first and 1000 the second of the pins '
+            f"{escape(pins['name'])} ({escape(pins['about'])}); comparable only over the same "
+            "tasks by the same pins.</p>"
+        )
     body = section("Table", table(head, rows, raw=True) + note)
-    for name, task in suite["tasks"].items():
+    body += _upstreams(suite)
+    links = ""
+    for place, (name, task) in enumerate(suite["tasks"].items()):
         if any(c["task"] == name for c in suite["cells"]):
-            body += _task(suite, name, task)
+            body += f'<div id="task{place}">{_task(suite, name, task)}</div>'
+            links += f'<a href="#task{place}">{escape(name)}</a>'
     body += _troubles(suite)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>Suite · speechssl</title><style>{STYLE.replace('SERIES', SERIES)}</style></head>"
         f'<body><h1>Suite of tasks</h1><p class="sub">{escape(suite["made"])}</p>'
-        f"{body}<script>{SCRIPT}</script></body></html>\n"
+        f"<nav>{links}</nav>{body}<script>{SCRIPT}</script></body></html>\n"
     )
+
+
+def _upstreams(suite: Mapping[str, Any]) -> str:
+    """What each row's name stands for."""
+    given = zip(suite["upstreams"], suite["options"].get("upstreams", []))
+    rows = [[name, text.removeprefix(f"{name}=")] for name, text in given]
+    return section("Upstreams", table(("upstream", "given as"), rows)) if rows else ""
 
 
 def _task(suite: Mapping[str, Any], name: str, task: Mapping[str, Any]) -> str:
     metric = task["metric"]
-    head = ("upstream", "seed", NAMES.get(metric, metric), "95 % interval", "head", "updates",
-            "learning rate", "trained parameters", "scored", "wall s", "CPU s",
-            "energy")  # fmt: skip
+    also = list(task.get("also", []))
+    folds = any(c.get("fold_scores") for c in suite["cells"] if c["task"] == name)
+    head = ["upstream", "seed", _name(metric), "95 % interval", *(["each fold"] * folds),
+            *map(_name, also), "head", "updates", "learning rate", "trained parameters", "scored",
+            "wall s", "CPU s", "energy"]  # fmt: skip
     rows, sweeps = [], []
     for upstream in suite["upstreams"]:
         for cell in cells_of(suite, upstream, name):
-            rows.append([upstream, str(cell["seed"]), *_cell(cell, metric)])
+            rows.append([upstream, str(cell["seed"]), *_cell(cell, metric, also, folds)])
             for fold, scores in enumerate(cell["sweeps"], 1):
                 where = f"{upstream}, seed {cell['seed']}, fold {fold}"
                 sweeps.append([where, *(_score(s) for s in scores.values())])
@@ -144,24 +198,40 @@ def _task(suite: Mapping[str, Any], name: str, task: Mapping[str, Any]) -> str:
     return section(name, text + f'<div class="grid">{_weights(suite, name)}</div>')
 
 
-def _cell(cell: Mapping[str, Any], metric: str) -> list[str]:
+def _name(metric: str) -> str:
+    return f"{NAMES[metric]} %" if metric in NAMES else metric
+
+
+def _cell(
+    cell: Mapping[str, Any], metric: str, also: Sequence[str] = (), folds: bool = False
+) -> list[str]:
     interval = cell["ci95"]
     cost = cell["cost"]
+    # What a killed run cost is not known.
+    least = "at least " if cell.get("kills") else ""
     energy = "—"
     if "energy_kwh" in cost:
-        energy = f"{1000 * cost['energy_kwh']:.3g} Wh ({cost['energy_how']})"
+        energy = f"{least}{1000 * cost['energy_kwh']:.3g} Wh ({cost['energy_how']})"
+    further = cell.get("also", {})
+    each = ", ".join(_shown(x, metric) for x in cell.get("fold_scores", [])) or "—"
     return [
         number(cell["score"], metric),
         " to ".join(number(x, metric) for x in interval) if interval else "—",
+        *([each] if folds else []),
+        *(_shown(further.get(name), name) for name in also),
         cell["head"],
         str(cell["steps"]),
         ", ".join(f"{rate:g}" for rate in cell["learning_rates"]),
         f"{cell['trained_parameters']:,}",
         f"{cell['scored']} in {cell['folds']} fold{'s' * (cell['folds'] > 1)}",
-        f"{cost['wall_s']:.0f}",
-        f"{cost['cpu_s']:.0f}",
+        f"{least}{cost['wall_s']:.0f}",
+        f"{least}{cost['cpu_s']:.0f}",
         energy,
     ]
+
+
+def _shown(value: float | None, metric: str) -> str:
+    return "—" if value is None else number(value, metric)
 
 
 def _score(value: float | None) -> str:

@@ -64,11 +64,20 @@ def available() -> dict[str, bool]:
     return {k: importlib.util.find_spec(v) is not None for k, v in LIBRARIES.items()}
 
 
-def pesq(found: np.ndarray, truth: np.ndarray, rate: int = 16000) -> float:
-    """Wideband PESQ (ITU-T P.862.2) by the library `pesq`; -0.5 to 4.64."""
+def pesq(found: np.ndarray, truth: np.ndarray, rate: int = 16000) -> float | None:
+    """Wideband PESQ (ITU-T P.862.2) by the library `pesq`, about 1.0 to 4.64.
+
+    None where it is not defined: of less than a quarter of a second, or without speech in one.
+    """
+    from pesq import PesqError
     from pesq import pesq as measure
 
-    return float(measure(rate, truth, found, "wb"))
+    if not found.any() or not truth.any():
+        return None
+    try:
+        return float(measure(rate, truth, found, "wb"))
+    except PesqError:
+        return None
 
 
 def stoi(found: np.ndarray, truth: np.ndarray, rate: int = 16000) -> float:
@@ -80,7 +89,7 @@ def stoi(found: np.ndarray, truth: np.ndarray, rate: int = 16000) -> float:
 
 def wave_figures(
     mixture: np.ndarray, found: np.ndarray, truth: np.ndarray, perceptual: Sequence[str] = ()
-) -> list[dict[str, float]]:
+) -> list[dict[str, float | None]]:
     """Figures of each source of one mixture, (L,), (S, L) and (S, L), under the best order.
 
     perceptual: some of "pesq" and "stoi".
@@ -88,16 +97,23 @@ def wave_figures(
     measures = {"pesq": pesq, "stoi": stoi}
     rows = []
     for wanted, place in zip(truth, best_order(found, truth), strict=True):
-        row = {"si_sdr_db": si_sdr(found[place], wanted)}
-        row["si_sdr_improvement_db"] = row["si_sdr_db"] - si_sdr(mixture, wanted)
+        own = si_sdr(found[place], wanted)
+        row: dict[str, float | None] = {"si_sdr_db": own}
+        row["si_sdr_improvement_db"] = own - si_sdr(mixture, wanted)
         row |= {name: measures[name](found[place], wanted) for name in perceptual}
         rows.append(row)
     return rows
 
 
-def separation_results(rows: Sequence[dict[str, float]], utterances: int) -> dict[str, Any]:
-    """What results.json holds: means over all sources of all mixtures."""
+def separation_results(rows: Sequence[dict[str, float | None]], utterances: int) -> dict[str, Any]:
+    """What results.json holds: means over all sources of all mixtures.
+
+    A figure that is not defined of some sources is the mean of the others, and `undefined` says of
+    how many it is not; None if of all.
+    """
     if not rows:
         raise ValueError("estimates: found no source, want mixtures whose cuts name their sources")
-    means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
-    return means | {"utterances": utterances, "sources": len(rows)}
+    known = {k: [row[k] for row in rows if row[k] is not None] for k in rows[0]}
+    means = {k: float(np.mean(values)) if values else None for k, values in known.items()}
+    undefined = {k: len(rows) - len(v) for k, v in known.items() if len(v) < len(rows)}
+    return means | {"utterances": utterances, "sources": len(rows), "undefined": undefined}

@@ -82,6 +82,21 @@ def test_waves_are_read_and_put_in_order(tmp_path: Path, capsys: Any) -> None:
     assert "tools/make_mixtures.py" in capsys.readouterr().err
 
 
+def test_waves_that_do_not_belong_together_are_refused(tmp_path: Path, capsys: Any) -> None:
+    wave = 0.1 * np.random.default_rng(0).standard_normal((4000, 2))
+    forms = {"one": (wave[:, 0], 16000), "slow": (wave[:, 0], 8000), "two": (wave, 16000),
+             "part": (wave[:2000, 0], 16000)}  # fmt: skip
+    for name, (samples, rate) in forms.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, rate, subtype="FLOAT")
+    for name in ("slow", "two", "part"):
+        row = {"id": "a", "mixture": str(tmp_path / "one.wav"), "estimates": ["one.wav"],
+               "sources": [str(tmp_path / f"{name}.wav")]}  # fmt: skip
+        (tmp_path / "estimates.jsonl").write_text(json.dumps(row) + "\n")
+        assert score.main(["--decode", str(tmp_path)]) == 2
+        shown = capsys.readouterr().err
+        assert "estimates.jsonl:1" in shown and f"{name}.wav" in shown
+
+
 def test_the_digest_is_of_the_test_and_of_nothing_else(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     waves = np.round(0.1 * 2**15 * random.standard_normal((3, 2000))) / 2**15

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +22,12 @@ from test_utterance_tasks import PITCHES, tone
 
 from speechssl.bin import suite
 from speechssl.bin.energy import added
+from speechssl.bin.suite_cell import _pooled, figure, find_upstream
+from speechssl.bin.suite_task import Fold, TaskConfig
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.model_file import save_model
-from speechssl.report.suite import markdown, render_suite
+from speechssl.report.suite import markdown, render_suite, scores_of
+from speechssl.score.aggregate import pins_of
 
 TRAIN = {"steps": 20, "device": "cpu", "tensorboard": False, "log_every": 10, "valid_every": 10,
          "save_every": 5, "learning_rate": 1e-2}  # fmt: skip
@@ -50,7 +55,8 @@ TASKS = {
     "pitch": task(head("ClassifyConfig", field="pitch", projection_dim=8), "uar", "highest",
                   rates=[1e-6, 3e-2]),
     "folds": task(head("ClassifyConfig", field="pitch", projection_dim=8), "uar", "highest",
-                  split={"kind": "folds", "folds": 3, "run": [1, 3], "balance": ["gender"]}),
+                  split={"kind": "folds", "folds": 3, "run": [1, 3], "balance": ["gender"]},
+                  also=["accuracy", "no.such"]),
     "speakers": task(head("SpeakerConfig", network="pooled", embedding_dim=8, attention_dim=4),
                      "eer", "lowest",
                      split={"kind": "verification", "test": ["valid", "test"],
@@ -121,7 +127,9 @@ def test_every_upstream_is_scored_on_every_task_whose_corpus_is_there(done: Path
     assert len(pitch["layer_weights"]) == 3 and sum(pitch["layer_weights"]) == pytest.approx(1)
     assert pitch["trained_parameters"] == 3 + 17 * 8 + 9 * 3
     assert pitch["encoder_parameters"] > 0 == cells["logmel", "pitch"]["encoder_parameters"]
-    assert cells["logmel", "folds"]["scored"] == 36 and cells["logmel", "folds"]["folds"] == 2
+    folds = cells["logmel", "folds"]
+    assert folds["scored"] == 36 and folds["folds"] == 2 and len(folds["fold_scores"]) == 2
+    assert folds["also"] == {"accuracy": pytest.approx(folds["score"]), "no.such": None}
     assert len(cells["small", "letters"]["layer_weights"]) == 0
     assert cells["small", "speakers"]["cost"]["cpu_s"] > 0
     assert "energy_kwh" not in cells["small", "speakers"]["cost"]
@@ -131,13 +139,17 @@ def test_every_upstream_is_scored_on_every_task_whose_corpus_is_there(done: Path
     assert not list((done / "features").iterdir())
 
 
-def test_the_table_and_the_page(done: Path) -> None:
+def test_the_table_and_the_page(corpora: Path, done: Path) -> None:
     table = (done / "table.md").read_text()
     assert "| logmel | 0 |" in table and "pitch, UAR % ↑" in table and "speakers, EER % ↓" in table
     assert "whales are at" in table and "| chance |" in table and table.count("**") >= 8
     page = (done / "index.html").read_text()
     assert "speakers &lt;never&gt; heard" in page and "weights of layers" in page
-    assert "src=" not in page and "href=" not in page  # refers to nothing outside itself
+    # Refers to nothing outside itself.
+    assert "src=" not in page and set(re.findall(r'href="([^"]*)"', page)) == {
+        f"#task{i}" for i in range(4)
+    }
+    assert str(corpora / "encoder") in page  # what the row `small` is
 
 
 def test_what_is_done_is_not_done_again_and_a_seed_adds_to_it(
@@ -170,8 +182,10 @@ def test_other_options_in_the_same_folder_are_refused(
     ("more", "message"),
     [
         (["--upstreams", "[nowhere]"], "NAME="),
+        (["--upstreams", "[a/b=logmel]"], "'a/b'"),
         (["--upstreams", "[logmel,logmel]"], "one name twice"),
         (["--upstreams", "[logmel]", "--only", "[knitting]"], "want knitting"),
+        (["--upstreams", "[logmel]", "--pins", "nowhere.yaml"], "no file nowhere.yaml"),
     ],
 )
 def test_mistakes_are_named(
@@ -190,16 +204,124 @@ def test_a_task_with_an_unknown_field_is_refused(
     assert "x.yaml" in (shown := capsys.readouterr().err) and "metrik" in shown
 
 
+@pytest.mark.parametrize(
+    ("changed", "names"),
+    [
+        ({"finetune": TASKS["pitch"]["finetune"] | {"data": DATA | {"batch_secs": 3}}},
+         "batch_secs"),
+        ({"decode": {"medium": 3}}, "medium"),
+        ({"score": ["--togs", "true"]}, "--togs"),
+        ({"prepare": "jsonll"}, "jsonll"),
+        ({"options": {"source": "{corpora}", "onyl": ["tiny"]}}, "onyl"),
+    ],
+)  # fmt: skip
 def test_a_wrong_option_of_a_task_ends_it_before_it_starts(
-    corpora: Path, tmp_path: Path, capsys: Any
+    corpora: Path, tmp_path: Path, capsys: Any, changed: dict[str, Any], names: str
 ) -> None:
-    wrong = TASKS["pitch"]["finetune"] | {"data": DATA | {"batch_secs": 3}}
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump(TASKS["pitch"] | {"finetune": wrong}))
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(TASKS["pitch"] | changed))
     given = [*words(corpora, tmp_path / "out", "--upstreams", "[logmel]"), "--tasks", str(tmp_path)]
-    with pytest.raises(SystemExit, match="2"):
-        suite.main(given)
+    try:
+        status = suite.main(given)
+    except SystemExit as stopped:
+        status = stopped.code
     shown = capsys.readouterr().err
-    assert "task x" in shown and "batch_secs" in shown and not (tmp_path / "out").exists()
+    assert status == 2 and "task x" in shown and names in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_whatever_breaks_in_one_cell_the_others_run_on(
+    corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from speechssl.bin import finetune
+
+    run = finetune.run
+
+    def out_of_memory(config: Any) -> int:
+        if "letters" in config.output:
+            raise RuntimeError("out of memory")
+        return run(config)
+
+    monkeypatch.setattr(finetune, "run", out_of_memory)
+    more = ("--upstreams", "[logmel]", "--only", "[letters,pitch]", "--rates", "[0.03]")
+    assert suite.main(words(corpora, tmp_path, *more)) == 1
+    found = read(tmp_path)
+    assert [c["task"] for c in found["cells"]] == ["pitch"]
+    assert found["failed"] == {"logmel, letters, seed 1": "RuntimeError: out of memory"}
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_path_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    (tmp_path / "lr=1e-3").mkdir()
+    for text, name in ((f"{tmp_path}/lr=1e-3", "lr=1e-3"), (f"it={tmp_path}/lr=1e-3", "it")):
+        found = find_upstream(text)
+        assert found.name == name and found.arguments == ("--init", f"{tmp_path}/lr=1e-3")
+
+
+@pytest.fixture
+def stopped(corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A suite of one task, killed at the end of its sweep: the model is there, sweep.json says
+    nothing yet of the rate that was chosen."""
+    from speechssl.bin import sweep
+
+    write = sweep._write
+
+    def killed(path: Path, config: Any, rows: Any, chosen: float | None) -> None:
+        if chosen is not None:
+            raise KeyboardInterrupt
+        write(path, config, rows, chosen)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "_write", killed)
+        more = ("--upstreams", "[logmel]", "--only", "[pitch]", "--rates", "[0.01,0.03]")
+        with pytest.raises(KeyboardInterrupt):
+            suite.main(words(corpora, tmp_path, *more))
+    return tmp_path
+
+
+def test_killed_between_model_and_chosen_rate_it_goes_on(corpora: Path, stopped: Path) -> None:
+    assert (stopped / "runs/logmel/pitch/seed1/fold1/run/model.json").is_file()
+    more = ("--upstreams", "[logmel]", "--only", "[pitch]", "--rates", "[0.01,0.03]")
+    assert suite.main(words(corpora, stopped, *more)) == 0
+    (cell,) = read(stopped)["cells"]
+    assert cell["learning_rates"][0] in (0.01, 0.03)
+
+
+def test_what_a_killed_run_cost_is_not_taken_for_nothing(corpora: Path, stopped: Path) -> None:
+    path = stopped / "runs/logmel/pitch/seed1/cell.json"
+    cell = json.loads(path.read_text())
+    assert cell["cost"]["cpu_s"] > 0 and "under_way" not in cell
+    path.write_text(json.dumps(cell | {"under_way": 1}))  # as SIGKILL leaves it
+    more = ("--upstreams", "[logmel]", "--only", "[pitch]")
+    assert suite.main(words(corpora, stopped, *more, "--rates", "[0.03]")) == 1  # other options
+    assert suite.main(words(corpora, stopped, *more, "--rates", "[0.01,0.03]")) == 0
+    assert read(stopped)["cells"][0]["kills"] == 1
+    assert "at least" in (stopped / "index.html").read_text()
+
+
+def test_folds_of_numbers_and_of_slots_are_pooled_as_the_task_is_scored(tmp_path: Path) -> None:
+    task = TaskConfig(
+        about="", protocol="", folders=[], obtain="", prepare="jsonl", metric="slots.slot_f1",
+        best="highest", score=["--tags", "true"],
+    )  # fmt: skip
+    texts = {1: "<A> x </A>", 2: "<A> y </A>"}
+    for fold, text in texts.items():
+        test = tmp_path / "texts" / f"fold{fold}" / "test"
+        test.mkdir(parents=True)
+        row = {"id": f"u{fold}", "ref": text, "hyp": texts[1], "duration": 1.0, "speaker": None}
+        (test / "hyp.jsonl").write_text(json.dumps(row) + "\n")
+        (test / "decode.json").write_text("{}")
+    folds = [Fold(fold, "", "", "") for fold in texts]
+    pooled = _pooled(task, folds, tmp_path / "texts")
+    assert figure(pooled, "slots.slot_f1") == 0.5 and figure(pooled, "slots") is None
+    for fold in texts:
+        test = tmp_path / "numbers" / f"fold{fold}" / "test"
+        test.mkdir(parents=True)
+        rows = [{"id": f"{fold}{i}", "ref": {"x": fold + i}, "hyp": {"x": fold + i}}
+                for i in range(3)]  # fmt: skip
+        (test / "values.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        (test / "decode.json").write_text("{}")
+    plain = dataclasses.replace(task, score=[])
+    assert figure(_pooled(plain, folds, tmp_path / "numbers"), "ccc") == pytest.approx(1)
 
 
 @pytest.mark.slow
@@ -250,3 +372,10 @@ def test_means_and_the_best_of_a_column() -> None:
               "failed": {"b, u": "<burst>"}, "options": {"seeds": [0, 1]}, "made": ""}  # fmt: skip
     assert "| a | 1,000 | **20.00 ± 14.14** |\n| b | 1,000 | 30.00 ± 7.07 |\n" in markdown(values)
     assert "&lt;burst&gt;" in render_suite(values)
+    pins = pins_of({"name": "<p>", "about": "x|y", "tasks": {"t": {"wer": [0.4, 0.2]},
+                    "u": {"wer": [1, 0]}}})  # fmt: skip
+    values["tasks"]["t"] = task | {"also": []}
+    values |= {"pins": dataclasses.asdict(pins), "scores": scores_of(values, pins)}
+    assert values["scores"]["b"] == {"score": pytest.approx(500), "tasks": ["t"]}
+    assert "| a | 1,000 | 1000 (1 of 2 tasks) | **20.00" in markdown(values)
+    assert "&lt;p&gt;" in render_suite(values) and "500 (1 of 2 tasks)" in render_suite(values)

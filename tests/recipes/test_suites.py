@@ -165,7 +165,7 @@ def test_superbs_further_tasks_run_on_miniatures(tmp_path: Path) -> None:
     scored = {c["task"]: c["scored"] for c in found["cells"]}
     assert scored == {"phone": 5, "slots": 3, "diarization": 3, "separation": 2, "enhancement": 2}
     table = (tmp_path / "exp/table.md").read_text()
-    assert "DER %" in table and "slot type F1 %" in table
+    assert "DER %" in table and "slot type F1 as SUPERB's %" in table
     tests = tmp_path / "exp/runs/logmel"
     results = json.loads((tests / "diarization/seed1/fold1/test/results.json").read_text())
     assert results["decode"]["median"] == 11

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from speechssl.score.separation import (
+    MOST_DB,
     best_order,
     pesq,
     separation_results,
@@ -80,6 +81,23 @@ def test_perceptual_measures_prefer_less_noise() -> None:
         )
     figures = wave_figures(speechlike + noise, speechlike[None], speechlike[None], ("pesq", "stoi"))
     assert figures[0]["stoi"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_silent_estimate_has_no_pesq_and_does_not_stop_the_others() -> None:
+    pytest.importorskip("pesq")
+    noise = waves(3, 2, 32000)
+    truth, silence = noise[0], np.zeros(32000)
+    assert pesq(silence, truth) is None and pesq(truth[:3000], truth[:3000]) is None
+    rows = wave_figures(noise[1], silence[None], truth[None], ("pesq",))
+    assert rows[0]["si_sdr_db"] == -MOST_DB and rows[0]["pesq"] is None
+
+
+def test_a_figure_that_some_sources_lack_is_the_mean_of_the_others() -> None:
+    rows = [{"si_sdr_db": 1.0, "pesq": 2.0}, {"si_sdr_db": 3.0, "pesq": None}]
+    found = separation_results(rows, 2)
+    assert found["si_sdr_db"] == 2 and found["pesq"] == 2 and found["undefined"] == {"pesq": 1}
+    assert separation_results(rows[1:], 1)["pesq"] is None
+    assert separation_results(rows[:1], 1)["undefined"] == {}
 
 
 def test_mistakes_are_named() -> None:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from speechssl.score.regression import ccc, pearson, regression_results, rmse
-from speechssl.score.slots import f1, slot_results, tagged_slots, value_cer
+from speechssl.score.slots import (
+    f1,
+    slot_results,
+    superb_type_f1,
+    superb_value_cer,
+    tagged_slots,
+    value_cer,
+)
 
 REFS = [[("drink", "latte"), ("size", "small")], [("drink", "mocha")], []]
 HYPS = [[("drink", "latte"), ("size", "large")], [("milk", "soy")], []]
@@ -29,6 +36,24 @@ def test_f1_is_that_of_scikit_learn() -> None:
     rows = [[[(str(s), "v") for s in np.flatnonzero(r)] for r in side] for side in hits]
     expected = metrics.f1_score(hits[0], hits[1], average="micro")
     assert f1(*rows)["f1"] == pytest.approx(expected)
+
+
+def test_superbs_figures_are_of_types_per_utterance_and_of_the_nearest_values() -> None:
+    # Types per utterance: both of two; none of one and one; nothing on either side.
+    assert superb_type_f1(REFS, HYPS) == pytest.approx((1 + 0 + 1) / 3)
+    assert superb_type_f1([[("a", "x"), ("a", "y")]], [[("a", "z")]]) == 1  # once or twice
+    assert superb_type_f1([[("a", "x"), ("b", "x")]], [[("a", "x")]]) == pytest.approx(2 / 3)
+    # small to large 5, mocha missing 5; soy, which is too many, costs nothing.
+    assert superb_value_cer(REFS, HYPS) == pytest.approx((5 + 5) / 15)
+    # Whatever their order, and one may serve twice.
+    both = [[("a", "tea"), ("a", "milk")]]
+    assert superb_value_cer(both, [both[0][::-1]]) == 0 < value_cer(both, [both[0][::-1]])
+    assert superb_value_cer([[("a", "tea"), ("a", "tea")]], [[("a", "tea")]]) == 0
+    results = slot_results(REFS, HYPS)
+    assert results["superb_slot_type_f1"] == superb_type_f1(REFS, HYPS)
+    assert results["superb_slot_value_cer"] == superb_value_cer(REFS, HYPS)
+    with pytest.raises(ValueError, match="no value"):
+        superb_value_cer([[]], [[("a", "x")]])
 
 
 def test_value_errors_count_characters_of_all_values() -> None:
