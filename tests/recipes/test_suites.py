@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from speechssl.bin.finetune import FinetuneConfig
 from speechssl.bin.score import ScoreOptions
 from speechssl.bin.suite_task import make_cuts, missing_folders, read_tasks
 from speechssl.config import parse
+from speechssl.corpora import arpabet, librispeech_phones
 from speechssl.data.fields import cut_rows, field_of
+from speechssl.score.wer import normalise
 
 sys.path.append(str(Path(__file__).parents[1] / "corpora"))
 from test_superb_corpora import (
@@ -68,6 +71,22 @@ def test_every_upstream_serves_every_task(
     DecodeOptions(model="m", cuts="c", output="o", **task.decode)
     parse(ScoreOptions, ["--decode", "d", *task.score])
     assert any(p.requires_grad for p in head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("suite", "name", "letters"),
+    [
+        ("realmini/suite", "phones", arpabet.LETTERS.values()),
+        ("superb", "phone", librispeech_phones.LETTERS.values()),
+    ],
+)
+def test_no_two_phones_are_one_letter_when_they_are_scored(
+    suite: str, name: str, letters: Collection[str]
+) -> None:
+    task = read_tasks(SUITES[suite], [name])[name]
+    options = parse(ScoreOptions, ["--decode", "d", *task.score])
+    assert task.finetune["tokenizer"] == {"kind": "letters", "case": "keep"}
+    assert len({normalise(x, options.normalisation) for x in letters}) == len(letters)
 
 
 @pytest.mark.corpora
