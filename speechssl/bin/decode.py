@@ -295,7 +295,9 @@ def answers(
     """(cut id, float32 row) of this rank's share; fills in clock and skipped.
 
     ask: (wave, wave_lengths) -> rows (B, ...) and their lengths (B,), or None to keep rows whole.
+    Raises `ValueError` for an answer that is no number: audio that holds such is skipped before.
     """
+    import numpy as np
     import torch
 
     from speechssl.data.loader import read_all
@@ -320,7 +322,13 @@ def answers(
         clock["audio_s"] += float(batch.wave_lengths.sum()) / encoder.sample_rate_hz
         ends = [None] * len(rows) if lengths is None else lengths.tolist()
         for cut_id, row, end in zip(batch.ids, rows, ends, strict=True):
-            yield cut_id, row[:end].copy()
+            answer = row[:end].copy()
+            if np.isnan(answer).any():
+                raise ValueError(
+                    f"model: found NaN as its answer to {cut_id!r} in {options.dtype}, want "
+                    f"numbers; did the training of {options.model} end well?"
+                )
+            yield cut_id, answer
     skipped.extend(batches.skipped)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,13 +152,19 @@ def _values(
 ) -> dict[str, Any]:
     from speechssl.data.fields import field_of
 
-    names = head.config.dimensions
-    found = [field_of(cut, name) for name in names]
-    return {
-        "id": cut["id"],
-        "ref": {n: None if v is None else float(v) for n, v in zip(names, found, strict=True)},
-        "hyp": {n: round(float(v), 6) for n, v in zip(names, answer, strict=True)},
-    }
+    names, ref = head.config.dimensions, {}
+    for name in names:
+        value = field_of(cut, name)
+        try:
+            ref[name] = None if value is None else float(value)
+        except ValueError:
+            ref[name] = math.nan
+        if ref[name] is not None and not math.isfinite(ref[name]):
+            raise ValueError(
+                f"{name}: found {value!r} in the cut {cut['id']!r}, want a number, or no such field"
+            )
+    hyp = {n: round(float(v), 6) for n, v in zip(names, answer, strict=True)}
+    return {"id": cut["id"], "ref": ref, "hyp": hyp}
 
 
 def _estimates(

@@ -49,7 +49,8 @@ def regression_results(
 ) -> dict[str, Any]:
     """What results.json holds: each dimension's figures, and their mean CCC.
 
-    refs, hyps: a row of `names` per utterance. Raises `ValueError` if no row has all references.
+    refs, hyps: a row of `names` per utterance. Raises `ValueError` if no row has all references, or
+    a number is not finite.
     """
     kept = [(r, h) for r, h in zip(refs, hyps, strict=True) if None not in r]
     if not kept:
@@ -58,6 +59,8 @@ def regression_results(
             "that hold the fields which the model was trained on"
         )
     ref, hyp = (np.array([pair[i] for pair in kept], dtype=np.float64) for i in (0, 1))
+    if not (np.isfinite(ref).all() and np.isfinite(hyp).all()):
+        raise ValueError("values: found some that are not finite, want numbers; decode again")
     figures: Mapping[str, Any] = {
         name: {
             "ccc": ccc(ref[:, i], hyp[:, i]),

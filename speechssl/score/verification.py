@@ -29,7 +29,7 @@ class Trial:
 def read_trials(path: str | Path) -> list[Trial]:
     """Trials of a text file, as VoxCeleb's: one `1|0 ENROL TEST` per line.
 
-    Raises `ValueError` that names the line which is something else.
+    Raises `ValueError` that names the line which is something else, and for no line at all.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,6 +46,8 @@ def read_trials(path: str | Path) -> list[Trial]:
                     "speaker or `0 ENROL TEST` for two"
                 )
             found.append(Trial(words[0] == "1", words[1], words[2]))
+    if not found:
+        raise ValueError(f"trials: found none in {path}, want lines of `1|0 ENROL TEST`")
     return found
 
 

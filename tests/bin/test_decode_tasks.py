@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import pytest
 import soundfile
 import torch
 
-from speechssl.bin import decode, score
+from speechssl.bin import decode, decode_tasks, score
 from speechssl.corpora.manifest import JsonlWriter, cut_row, read_header
 from speechssl.encoders.log_mel import LogMelConfig
 from speechssl.heads.diarize import DiarizeConfig
 from speechssl.heads.regress import RegressConfig
 from speechssl.heads.separate import SeparateConfig
 from speechssl.heads.slots import SlotsConfig
-from speechssl.model_file import save_model
+from speechssl.model_file import open_model, save_model
 
 ENCODER = LogMelConfig(mel_bins=16)
 HEADS = {
@@ -122,3 +123,28 @@ def test_a_search_is_refused(cuts: str, tmp_path: Path, capsys: Any) -> None:
     words = ["--model", model(tmp_path / "m", "slots.jsonl"), "--cuts", cuts, "--method", "beam"]
     assert decode.main([*words, "--output", str(tmp_path)]) == 2
     assert "found beam with a SlotsHead" in capsys.readouterr().err
+
+
+@every
+def test_a_model_that_answers_no_number_is_named(
+    file: str, cuts: str, tmp_path: Path, capsys: Any
+) -> None:
+    folder = Path(model(tmp_path / "model", file))
+    opened: Any = open_model(folder)
+    own = {k: v for k, v in opened.head.state_dict().items() if not k.startswith("encoder.")}
+    own["output.bias"] = torch.full_like(own["output.bias"], float("nan"))
+    state = opened.encoder.state_dict()
+    save_model(folder, ENCODER, state, head_config=HEADS[file], head_state=own)
+    words = ["--model", str(folder), "--cuts", cuts, "--output", str(tmp_path / "out")]
+    assert decode.main([*words, "--device", "cpu"]) == 2
+    assert "model: found NaN as its answer to 'c" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("age", ["old", float("nan")])
+def test_a_reference_that_is_no_number_is_named(age: Any) -> None:
+    head: Any = types.SimpleNamespace(config=HEADS["values.jsonl"])
+    cut = {"id": "c7", "custom": {"age": age}}
+    with pytest.raises(ValueError, match=f"age: found '{age}' in the cut 'c7', want a number"):
+        decode_tasks._values(cut, np.zeros(1), head, None)
+    row = decode_tasks._values({"id": "c8"}, np.ones(1), head, None)
+    assert row == {"id": "c8", "ref": {"age": None}, "hyp": {"age": 1.0}}

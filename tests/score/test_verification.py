@@ -173,6 +173,9 @@ def test_trials_are_read_line_by_line(tmp_path: Path) -> None:
         read_trials(path)
     with pytest.raises(ValueError, match="no file"):
         read_trials(tmp_path / "none.txt")
+    path.write_text("\n")
+    with pytest.raises(ValueError, match=r"trials: found none in .*trials\.txt"):
+        read_trials(path)
 
 
 def test_what_cannot_be_scored_is_named() -> None:
