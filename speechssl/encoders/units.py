@@ -21,6 +21,7 @@ UNKNOWN = 0
 SHARED = (
     "front_end", "front_norm", "front_dim", "conv_kernels", "conv_strides", "conv_bias",
     "normalize_wave", "mel_bins", "mel_hop_samples", "mel_kernel", "mel_norm", "groups", "codes",
+    "quantiser",
 )  # fmt: skip
 """Fields that a model on units has in common with the one that makes them, as far as their kind
 of front end reads them."""
@@ -37,6 +38,7 @@ class UnitTransformerConfig(TransformerConfig):
     """Units, the unknown one included; the paper has some 13 500."""
     groups: int = 2
     codes: int = 320
+    quantiser: Literal["gumbel", "kmeans"] = "gumbel"
     quantised_dim: int = 512
     """Width of vq-wav2vec."""
     front_norm: Literal["group", "layer"] = "layer"
@@ -78,7 +80,7 @@ class UnitTransformerEncoder(TransformerEncoder):
         channels = config.front_dim
         self.unit_norm = nn.LayerNorm(channels)
         self.tokenizer = QuantisedProjection(
-            channels, config.quantised_dim, config.groups, config.codes
+            channels, config.quantised_dim, config.groups, config.codes, config.quantiser
         )
         for part in (self.front, self.unit_norm, self.tokenizer):
             part.requires_grad_(False)

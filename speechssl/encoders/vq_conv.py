@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.encoders.frame_encoder import FrameEncoder, FrameEncoderConfig
+from speechssl.encoders.kmeans_quantiser import KmeansQuantiser
 from speechssl.nn.gumbel import GumbelQuantiser, Quantised
 from speechssl.nn.linear import Linear
 
@@ -36,6 +37,8 @@ class VqConvConfig(FrameEncoderConfig):
     """Codebooks."""
     codes: int = 320
     """Codewords in each."""
+    quantiser: Literal["gumbel", "kmeans"] = "gumbel"
+    """gumbel: codes are classes of a hidden layer; kmeans: the nearest codewords."""
 
     def __post_init__(self) -> None:
         if self.layers < 1:
@@ -51,12 +54,18 @@ class VqConvConfig(FrameEncoderConfig):
 
 
 class QuantisedProjection(nn.Module):
-    """A hidden layer whose result is quantised: (..., C) -> (..., D), the best codewords."""
+    """Quantised frames: (..., C) -> (..., D), the best codewords; Gumbel's of a hidden layer."""
 
-    def __init__(self, in_dim: int, dim: int, groups: int, codes: int) -> None:
+    def __init__(
+        self, in_dim: int, dim: int, groups: int, codes: int, quantiser: str = "gumbel"
+    ) -> None:
         super().__init__()
-        self.linear = Linear(in_dim, dim)
-        self.quantiser = GumbelQuantiser(dim, groups, codes, dim)
+        if quantiser == "gumbel":
+            self.linear = Linear(in_dim, dim)
+            self.quantiser = GumbelQuantiser(dim, groups, codes, dim)
+        else:
+            self.linear = None
+            self.quantiser = KmeansQuantiser(in_dim, dim, groups, codes)
 
     def forward(self, x: Tensor) -> Tensor:
         vectors = self.sample(x.flatten(0, -2)).vectors
@@ -65,7 +74,9 @@ class QuantisedProjection(nn.Module):
     def sample(
         self, x_NC: Tensor, temperature: Tensor | float = 1.0, noise_NGV: Tensor | None = None
     ) -> Quantised:
-        """As `GumbelQuantiser`, which draws codes if it is given noise."""
+        """As `GumbelQuantiser`, which draws codes if it is given noise; k-means never draws."""
+        if self.linear is None:
+            return self.quantiser(x_NC)
         return self.quantiser(F.gelu(self.linear(x_NC)), temperature, noise_NGV)
 
     def pairs(self, x: Tensor) -> Tensor:
@@ -121,7 +132,7 @@ class VqConvEncoder(FrameEncoder):
     def __init__(self, config: VqConvConfig) -> None:
         super().__init__(config, config.dim, config.layers)
         self.projection = QuantisedProjection(
-            config.front_dim, config.dim, config.groups, config.codes
+            config.front_dim, config.dim, config.groups, config.codes, config.quantiser
         )
         self.layers = nn.ModuleList(
             CausalConv(config.dim, i + 2, config.dropout) for i in range(config.layers)

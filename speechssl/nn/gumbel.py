@@ -19,11 +19,14 @@ from torch import Tensor, nn
 @dataclasses.dataclass(frozen=True)
 class Quantised:
     """vectors: (N, F), with a gradient to codes and logits. codes: (N, G) which were taken.
-    probabilities: (N, G, V) of the codes, without noise or temperature."""
+    probabilities: (N, G, V) of the codes, without noise or temperature. distances: (2, N), of
+    quantisers by distance only: mean squares over channels that draw codewords to frames, and
+    frames to codewords."""
 
     vectors: Tensor
     codes: Tensor
     probabilities: Tensor
+    distances: Tensor | None = None
 
 
 class GumbelQuantiser(nn.Module):

@@ -5,8 +5,8 @@ Representations", sections 2 and 3; fairseq `models/wav2vec/wav2vec.py`. Its uni
 `speechssl.objectives.discrete_bert` reads.
 
 Differs:
-- The Gumbel quantiser only; the paper also has one of k-means.
-- The diversity of codes may be part of the loss (see `wav2vec2`); published without.
+- The quantiser is the encoder's: `quantiser: gumbel` or `kmeans`. The diversity of Gumbel's codes
+  may be part of the loss (see `wav2vec2`); published without.
 - Negatives are other frames of the utterance than the one to tell; noise and negatives are drawn
   per utterance. The loss is a mean over told frames of all steps.
 
@@ -52,7 +52,11 @@ class VqWav2vecConfig(ObjectiveConfig):
     gumbel_factor: float = 0.999995
     """Its factor per update."""
     diversity_weight: float = 0.0
-    """Weight of the share of codes that are not used."""
+    """Weight of the share of codes that are not used (Gumbel's only)."""
+    kmeans_weight: float = 1.0
+    """kmeans: weight of a frame's mean square distance from its codewords, which draws these."""
+    commitment: float = 0.25
+    """kmeans: gamma, how much of that distance draws the frame instead."""
     count_decay: float = 0.99
     """What remains in each update of earlier counts of combinations: these make the vocabulary."""
     collapse_after: int = 5000
@@ -81,6 +85,11 @@ class VqWav2vec(Objective):
                 "speechssl.encoders.vq_conv.VqConvConfig, which has the quantiser"
             )
         self.encoder = encoder
+        if encoder.config.quantiser == "kmeans" and config.diversity_weight:
+            raise ValueError(
+                f"diversity_weight: found {config.diversity_weight}, want 0 with the encoder's "
+                "quantiser kmeans, whose codes have no probabilities that could learn"
+            )
         shape = encoder.config.groups, encoder.config.codes
         self.predict = nn.Linear(encoder.dim, encoder.dim * config.steps)
         self.usage = CodeUsage(*shape)
@@ -116,14 +125,20 @@ class VqWav2vec(Objective):
             "contrast_accuracy": (hits, count),
             "diversity": (diversity.detach(), frames),
             "code_perplexity": (collapse.perplexity(used).sum() * count, count),
-            "gumbel_temperature": (self.gumbel_temperature() * count, count),
         }
+        if found.distances is None:
+            logs["gumbel_temperature"] = (self.gumbel_temperature() * count, count)
+        else:
+            codewords, drawn = found.distances.sum(1)
+            penalty = codewords + config.commitment * drawn
+            total = total + config.kmeans_weight * config.steps * penalty
+            logs["kmeans_distance"] = (codewords.detach(), frames)
         return Loss(total, count, logs)
 
     def quantise(self, x_BTC: Tensor, valid: Tensor, batch: Batch) -> Quantised:
         """Codes of the N valid frames."""
         encoder, noise = cast(VqConvEncoder, self.encoder), None
-        if self.training:
+        if self.training and encoder.config.quantiser == "gumbel":
             size = (valid.shape[1], encoder.config.groups, encoder.config.codes)
             noise = random_gumbel(batch.seeds.to(valid.device), _NOISE, *size)[valid]
         return encoder.projection.sample(x_BTC[valid], self.gumbel_temperature(), noise)

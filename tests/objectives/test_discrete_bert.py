@@ -25,19 +25,23 @@ def objective(**changes: Any) -> DiscreteBert:
     return built
 
 
-def first_stage(folder: Path, counts: dict[int, float]) -> Any:
+def first_stage(folder: Path, counts: dict[int, float], quantiser: str = "gumbel") -> Any:
     """A vq-wav2vec encoder, exported, that has counted `counts`."""
-    encoder: Any = build(VqWav2vecConfig).encoder
+    kind: Any = dataclasses.replace(VQ, quantiser=quantiser)
+    encoder: Any = build(VqWav2vecConfig, encoder=kind).encoder
     for pair, count in counts.items():
         encoder.pair_counts[pair] = count
     save_model(folder, encoder.config, encoder.state_dict())
     return encoder
 
 
-def test_units_are_the_most_frequent_combinations_of_the_first_stage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantiser", ["gumbel", "kmeans"])
+def test_units_are_the_most_frequent_combinations_of_the_first_stage(
+    tmp_path: Path, quantiser: Any
+) -> None:
     counts = {63: 5.0, 7: 9.0, 20: 0.5, 21: 7.0}
-    first = first_stage(tmp_path, counts)
-    encoder = dataclasses.replace(UNITS, vocabulary=4)
+    first = first_stage(tmp_path, counts, quantiser)
+    encoder = dataclasses.replace(UNITS, vocabulary=4, quantiser=quantiser)
     model = objective(units=str(tmp_path), encoder=encoder)
     named = {int(p): int(model.encoder.unit_of[p]) for p in model.encoder.unit_of.nonzero()}
     assert named == {7: 1, 21: 2, 63: 3}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
 import pytest
 import torch
-from kinds import ENCODER, batch_for, build
+from fakes import one
+from kinds import ENCODER, VQ, batch_for, build
 
 from speechssl.encoders.vq_conv import joint_code
 from speechssl.nn.collapse import Collapsed
@@ -48,6 +50,84 @@ def test_the_loss_equals_brute_force() -> None:
     assert int(loss.count) == count and int(loss.logs["contrast_accuracy"][0]) == hits
     diversity = 0.5 * 3 * loss.logs["diversity"][0].item()
     assert loss.total.item() == pytest.approx(expected + diversity, rel=1e-5)
+
+
+KMEANS = dataclasses.replace(VQ, quantiser="kmeans")
+
+
+def test_kmeans_takes_the_nearest_codewords_and_the_loss_draws_both_together() -> None:
+    """Nearest by brute force in float64; the distances join the contrast by their weights."""
+    model = objective(encoder=KMEANS, steps=3, kmeans_weight=0.7, commitment=0.3).train()
+    batch = batch_for(model, (0.4, 0.25))
+    loss = model(batch)
+    encoder = model.encoder
+    quantiser = encoder.projection.quantiser
+    out = encoder(batch.wave, batch.wave_lengths, layers=[0])
+    valid = ~out.padding_mask
+    x = encoder.front_norm(out.front)[valid].double()
+    found = encoder.projection.sample(encoder.front_norm(out.front)[valid])
+    expected = 0.0
+    for n, frame in enumerate(x):
+        for g, part in enumerate(frame.chunk(2)):
+            z = quantiser.projection[g].double() @ part
+            z = (z - z.mean()) / (z.var(unbiased=False) + 1e-5).sqrt()
+            distance = (quantiser.codewords[g].double() - z).square().sum(1)
+            assert int(found.codes[n, g]) == int(distance.argmin())
+            expected += distance.min().item() / 32
+    assert loss.logs["kmeans_distance"][0].item() == pytest.approx(expected, rel=1e-4)
+    contrast = loss.logs["contrast_nats"][0].item()
+    assert loss.total.item() == pytest.approx(contrast + 0.7 * 3 * 1.3 * expected, rel=1e-5)
+    vectors = quantiser.codewords[torch.arange(2), found.codes].flatten(1)
+    torch.testing.assert_close(found.vectors, vectors)
+
+
+def test_kmeans_codewords_learn_from_their_distance_alone_and_frames_from_both() -> None:
+    gradients = {}
+    for weight in (0.0, 1.0):
+        model = objective(encoder=KMEANS, kmeans_weight=weight).train()
+        model(batch_for(model)).total.backward()
+        gradients[weight] = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in model.named_parameters()
+            if p.requires_grad
+        }
+    words = "encoder.projection.quantiser.codewords"
+    assert not gradients[0.0].pop(words).any()
+    assert [name for name, g in gradients[0.0].items() if not g.any()] == []
+    assert [name for name, g in gradients[1.0].items() if not g.any()] == []
+    # To the frame the result is as if nothing were quantised.
+    quantiser = objective(encoder=KMEANS).encoder.projection.quantiser
+    x = torch.randn(5, 32, requires_grad=True)
+    direction = torch.randn(5, 32)
+    (quantiser(x).vectors * direction).sum().backward()
+    x_NGC = x.detach().clone().requires_grad_()
+    z = torch.einsum("ngc,gec->nge", x_NGC.unflatten(-1, (2, -1)), quantiser.projection)
+    (torch.nn.functional.layer_norm(z, (16,)).flatten(1) * direction).sum().backward()
+    torch.testing.assert_close(x.grad, x_NGC.grad)
+
+
+def test_kmeans_keeps_the_rules_of_a_loss() -> None:
+    """A sum over utterances, padding or not; accumulation; a collapse is named."""
+    model = objective(encoder=KMEANS).eval()
+    batch = batch_for(model)
+    alone = [model(one(batch, i)) for i in range(len(batch))]
+    whole = model(batch)
+    assert whole.total.item() == pytest.approx(sum(x.total.item() for x in alone), rel=1e-5)
+    assert int(whole.count) == sum(int(x.count) for x in alone)
+    for collapsed in (False, True):
+        model = objective(encoder=KMEANS, collapse_after=1).train()
+        if collapsed:
+            with torch.no_grad():
+                model.encoder.projection.quantiser.codewords[:, 1:] = 1e3
+        for i in range(len(batch)):
+            model(one(batch, i))
+        if collapsed:
+            with pytest.raises(Collapsed, match="same codes"):
+                model.after_update(1)
+        else:
+            model.after_update(1)
+    with pytest.raises(ValueError, match=r"diversity_weight: found 0\.1, want 0"):
+        objective(encoder=KMEANS, diversity_weight=0.1)
 
 
 def test_contexts_hear_nothing_of_what_they_tell() -> None:
