@@ -15,24 +15,28 @@ from speechssl.config import parse
 from speechssl.labels.probe_config import ProbeConfig
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Callable, Sequence
 
-    from speechssl.bin.probe_abx import AbxTest
+    import torch
+    from torch import Tensor
+
     from speechssl.labels.probe_sample import Layers, ProbeCut, ProbeSample
-    from speechssl.score.probe import ProbeScore
 
 DESCRIPTION = """Compare the layers of an upstream: a model, a baseline of MFCC or log-mel, or an
 encoder with random weights.
 
-Per layer: RankMe and effective rank; linear CKA with the other layers and with log-mel, and CCA
-with log-mel; PNMI of a quick k-means; accuracy of a linear classifier of phones, on speakers that
-it was not trained on, and of speakers, on utterances that it was not trained on; with --abx the
-ABX error of phones, within and across speakers, also of a label store's units. Writes probe.json,
-and prints it as a table. What the cuts hold no labels for is left out, and named."""
+Per layer: RankMe and effective rank; linear CKA with the other layers; CKA and CCA, the latter on
+utterances that its directions were not found on, with log-mel, the first layer, and the identity of
+phones and of words (means over each); PNMI of a quick k-means; accuracy of a linear classifier of
+phones, on speakers that it was not trained on, and of speakers, on utterances that it was not
+trained on; with --abx the ABX error of phones, within and across speakers, also of a label store's
+units. Writes probe.json, and prints it as a table. What the cuts hold no labels for is left out,
+and named."""
 
 COLUMNS = (
     ("layer", "layer", "d"), ("RankMe", "rankme", ".1f"), ("eff. rank", "effective_rank", ".1f"),
-    ("CKA mel", "cka_mel", ".3f"), ("CCA mel", "cca_mel", ".3f"), ("PNMI", "pnmi", ".3f"),
+    ("CKA mel", "cka_mel", ".3f"), ("CCA mel", "cca_mel", ".3f"),
+    ("CCA phone", "cca_phone", ".3f"), ("CCA word", "cca_word", ".3f"), ("PNMI", "pnmi", ".3f"),
     ("phones", "phone_accuracy", ".3f"), ("speakers", "speaker_accuracy", ".3f"),
 )  # fmt: skip
 ABX_COLUMNS = (("ABX within", "abx_within", ".4f"), ("ABX across", "abx_across", ".4f"))
@@ -70,6 +74,7 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     """Read, measure, write probe.json; returns what it holds."""
     from speechssl import dist
     from speechssl.bin.probe_abx import choose_test
+    from speechssl.bin.probe_measure import measure, segment_means
     from speechssl.config import to_dict
     from speechssl.labels.probe_sample import choose_cuts
     from speechssl.labels.quality import PhoneTable
@@ -95,10 +100,12 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     if config.abx is not None:
         rate, window, count = upstream.frame_rate_hz, upstream.window_seconds, len(upstream.numbers)
         abx = choose_test(config, cuts, rate, window, count, notes)
+    means = segment_means(config, cuts, upstream, notes)
+    takers = [m.add for m in means.values()] + ([] if abx is None else [abx.frames.add])
     phone_table = PhoneTable()
-    sample, skipped = read(config, upstream, cuts, phone_table, output, device, abx)
+    sample, skipped = read(config, upstream, cuts, phone_table, output, device, takers)
     phones = len(phone_table.names)
-    rows, shared = measure(config, upstream, cuts, sample, phones, device, abx, notes)
+    rows, shared = measure(config, upstream, cuts, sample, phones, device, abx, means, notes)
     report = {
         "kind": "probe",
         "upstream": upstream.info,
@@ -204,9 +211,12 @@ def read(
     phone_table: Any,
     output: Path,
     device: torch.device,
-    abx: AbxTest | None,
+    takers: Sequence[Callable[[int, list[Tensor]], None]],
 ) -> tuple[ProbeSample, list[str]]:
-    """Frames and utterance means of the chosen cuts, and the ids that could not be read."""
+    """Frames and utterance means of the chosen cuts, and the ids that could not be read.
+
+    takers: called with the place of each utterance and its (T, D) frames of each layer.
+    """
     from speechssl.data.loader import read_all
     from speechssl.labels.probe_sample import read_sample
     from speechssl.labels.stream import Progress, say
@@ -222,6 +232,11 @@ def read(
         num_workers=config.num_workers,
         max_seconds=config.max_seconds,
     )
+
+    def take(place: int, layers: list[Tensor]) -> None:
+        for taker in takers:
+            taker(place, layers)
+
     with Progress("reading", len(cuts)) as progress:
         sample = read_sample(
             reader,
@@ -236,162 +251,12 @@ def read(
             seed=config.seed,
             progress=progress,
             device=device,
-            take=None if abx is None else abx.frames.add,
+            take=take,
         )
     skipped = sorted(map(str, reader.skipped))
     if skipped:
         say(f"skipped {len(skipped)} unreadable: {'; '.join(skipped[:10])}")
     return sample, skipped
-
-
-def measure(
-    config: ProbeConfig,
-    upstream: Upstream,
-    cuts: list[ProbeCut],
-    sample: ProbeSample,
-    phones: int,
-    device: torch.device,
-    abx: AbxTest | None,
-    notes: list[str],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row per layer, and what belongs to all layers. notes: gets what is left out or unsure."""
-    import torch
-
-    from speechssl.labels.measure import layer_quality
-    from speechssl.labels.stream import say
-    from speechssl.score.cka import cca, cka_matrix
-    from speechssl.score.rank import effective_rank, rankme
-
-    least = 10 * upstream.dim
-    if len(sample.keys) < least:
-        notes.append(
-            f"ranks, CKA and CCA: found {len(sample.keys)} frames at width {upstream.dim}, want "
-            f"{least} or more; give more speech, or a larger sample_frames"
-        )
-    phone_parts = parts_by_speaker(config, cuts, sample, notes)
-    speaker_parts = parts_by_utterance(config, cuts, sample, notes)
-    spoken = sample.phones >= 0
-    clustered = int(spoken.sum()) >= config.classes
-    if not clustered:
-        notes.append(
-            f"PNMI: found {int(spoken.sum())} frames with a phone, want {config.classes} or more, "
-            "one for each cluster"
-        )
-    mel = sample.mel.to(device)
-    rows: list[dict[str, Any]] = []
-    chance: dict[str, Any] = {}
-    parts = zip(upstream.numbers, sample.frames, sample.means)
-    for place, (number, frames, means) in enumerate(parts):
-        points = frames.to(device)
-        row: dict[str, Any] = {
-            "layer": number,
-            "rankme": rankme(points),
-            "effective_rank": effective_rank(points),
-            "cca_mel": cca(points, mel)[1],
-        }
-        if clustered:
-            column = torch.from_numpy(sample.phones[spoken].astype("float32"))[:, None]
-            aligned = torch.cat([frames[torch.from_numpy(spoken)], column], 1)
-            row |= layer_quality(
-                aligned, sample.keys[spoken], phones, config.classes, config.seed, device
-            )
-        for name, values, parts in (
-            ("phone", points, phone_parts), ("speaker", means.to(device), speaker_parts),
-        ):  # fmt: skip
-            if parts is not None:
-                score = fit(config, values, *parts)
-                row |= _named(name, score)
-                chance[name] = score.chance
-        if abx is not None:
-            row |= abx.scores(place, device)
-        rows.append(row)
-        say(" ".join(f"{title} {cell}" for title, cell in _cells(row, abx is not None)))
-    views = [mel, *(frames.to(device) for frames in sample.frames)]
-    alike = cka_matrix(views).tolist()
-    for row, likeness in zip(rows, alike[1:]):
-        row["cka_mel"] = likeness[0]
-    shared: dict[str, Any] = {"cka": [line[1:] for line in alike[1:]], "chance": chance}
-    if abx is not None:
-        shared["abx"] = abx.info()
-        if config.abx_labels is not None:
-            shared["abx"]["units"] = abx.units(device)
-    return rows, shared
-
-
-def parts_by_speaker(
-    config: ProbeConfig, cuts: list[ProbeCut], sample: ProbeSample, notes: list[str]
-) -> tuple[Any, Any, Any] | None:
-    """Rows, phones and parts of the frames in a phone; no speaker is in two parts."""
-    import numpy as np
-
-    from speechssl.score.probe import assign_parts
-
-    rows = np.flatnonzero(sample.phones >= 0)
-    names = [cuts[i].group for i in sample.cuts[rows]]
-    if len(set(names)) < 3:
-        notes.append(
-            f"phones: found {len(set(names))} speakers with a {config.alignment!r} alignment, want "
-            "3 or more"
-        )
-        return None
-    if any(cut.speaker is None for cut in cuts):
-        notes.append("phones: some speakers are not known; their utterances count as speakers")
-    part = assign_parts(names, seed=config.seed)
-    return rows, sample.phones[rows], np.array([part[name] for name in names])
-
-
-def parts_by_utterance(
-    config: ProbeConfig, cuts: list[ProbeCut], sample: ProbeSample, notes: list[str]
-) -> tuple[Any, Any, Any] | None:
-    """Rows, speakers and parts of the utterances of speakers that have three or more."""
-    import numpy as np
-
-    from speechssl.score.probe import assign_parts
-
-    by_speaker: dict[str, list[str]] = {}
-    for at in sample.utterances:
-        cut = cuts[at]
-        if cut.speaker is not None:
-            by_speaker.setdefault(cut.speaker, []).append(cut.id)
-    enough = sorted(name for name, ids in by_speaker.items() if len(ids) >= 3)
-    if len(enough) < 2:
-        notes.append(
-            f"speakers: found {len(enough)} speakers with 3 utterances or more, want 2 or more"
-        )
-        return None
-    number = {name: i for i, name in enumerate(enough)}
-    part = {
-        key: value
-        for name in enough
-        for key, value in assign_parts(by_speaker[name], seed=config.seed).items()
-    }
-    rows = [i for i, at in enumerate(sample.utterances) if cuts[at].id in part]
-    chosen = [cuts[at] for at in sample.utterances[rows]]
-    return (
-        np.array(rows),
-        np.array([number[str(cut.speaker)] for cut in chosen]),
-        np.array([part[cut.id] for cut in chosen]),
-    )
-
-
-def fit(config: ProbeConfig, points: Any, rows: Any, labels: Any, parts: Any) -> ProbeScore:
-    import torch
-
-    from speechssl.score.probe import linear_probe
-
-    there = points.device
-    return linear_probe(
-        points[torch.from_numpy(rows).to(there)],
-        torch.from_numpy(labels).to(there),
-        torch.from_numpy(parts).to(there),
-        l2=config.l2,
-        max_iterations=config.iterations,
-        seed=config.seed,
-    )
-
-
-def _named(name: str, score: ProbeScore) -> dict[str, Any]:
-    return {f"{name}_{key}": value for key, value in dataclasses.asdict(score).items()}
 
 
 def best_layers(rows: list[dict[str, Any]]) -> dict[str, int]:

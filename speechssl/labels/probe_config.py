@@ -42,6 +42,12 @@ class ProbeConfig(ReadingConfig):
     """Seed of the random weights."""
     alignment: str = "phone"
     """Name of the alignment in the supervisions."""
+    word_alignment: str = "word"
+    """Name of that of words."""
+    segments: int = 5000
+    """Phones, and words, at most whose means are compared with their identity."""
+    words: int = 500
+    """Different words of these at most, the commonest."""
     abx: Literal["cosine", "angular"] | None = None
     """Also measure ABX discrimination of phones by this distance between frames: error within and
     across speakers; default: do not."""
@@ -71,7 +77,8 @@ class ProbeConfig(ReadingConfig):
             raise ValueError("abx_labels, abx_clusters: found some, want --abx with a distance too")
         if self.abx_clusters is not None and self.abx_labels is None:
             raise ValueError("abx_labels: found none with abx_clusters, want the labels it made")
-        counts = ("speakers", "utterances", "sample_frames", "classes", "iterations")
+        counts = ("speakers", "utterances", "sample_frames", "classes", "iterations", "segments",
+                  "words")  # fmt: skip
         for name in (*counts, "abx_cells", "abx_tokens", "abx_speakers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, want 1 or more")

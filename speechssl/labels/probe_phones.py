@@ -5,6 +5,7 @@ Shape legend: K tokens, F frames of all tokens, T frames of an utterance, D widt
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -37,14 +38,19 @@ class PhoneToken:
     name: str
 
     def frames(self, frame_rate_hz: float, window_seconds: float) -> tuple[int, int]:
-        """First frame whose centre, t / rate + window / 2, lies in the phone, and the one behind
-        the last."""
-        # Rounding to a microframe: a centre on the edge belongs to the phone that it opens.
-        first, end = (
-            math.ceil(round((edge - window_seconds / 2) * frame_rate_hz, 6))
-            for edge in (self.start, self.end)
-        )
-        return max(first, 0), max(end, 0)
+        return frames_between(self.start, self.end, frame_rate_hz, window_seconds)
+
+
+def frames_between(
+    start: float, end: float, frame_rate_hz: float, window_seconds: float
+) -> tuple[int, int]:
+    """First frame whose centre, t / rate + window / 2, lies between the seconds, and the one behind
+    the last."""
+    # Rounding to a microframe: a centre on the edge belongs to the phone that it opens.
+    first, behind = (
+        math.ceil(round((edge - window_seconds / 2) * frame_rate_hz, 6)) for edge in (start, end)
+    )
+    return max(first, 0), max(behind, 0)
 
 
 def phones_in_context(
@@ -118,7 +124,7 @@ def unit_frames(
     window = float(store.meta.get("window_seconds", 0.025))
     found = PhoneFrames(tokens, wanted, 1, float(store.frame_rate_hz), window)
     for at in sorted({tokens[number].cut for number in wanted}):
-        labels = labels_of(store, deserialize_item(cuts[at].row))
+        labels = labels_of(store, deserialize_item(copy.deepcopy(cuts[at].row)))
         if labels is not None:
             found.add(at, [torch.from_numpy(labels.astype(np.int64))])
     return found

@@ -20,9 +20,14 @@ CURVES = (
     ("rankme", "RankMe", "Effective number of dimensions; not comparable across widths."),
     ("effective_rank", "Effective rank of the covariance", "Low: dimensions have collapsed."),
     ("cka_mel", "Linear CKA with log-mel", "How near a layer still is to the spectrum."),
+    ("cca_mel", "CCA with log-mel", "Projection-weighted, on utterances left out of it."),
+    ("cca_first", "CCA with the first layer", "How much of its input a layer still holds."),
+    ("cca_phone", "CCA with the identity of phones", "Of means over each phone."),
+    ("cca_word", "CCA with the identity of words", "Of means over each word, the commonest ones."),
 )  # fmt: skip
 ABX = ("abx_within", "abx_across")
-"""Measured only if asked for."""
+OPTIONAL = (*ABX, "cca_mel", "cca_first", "cca_phone", "cca_word")
+"""Measured only if asked for, or where cuts have what it takes."""
 COLUMNS = (
     "layers", "RankMe", "PNMI", "phones", "their chance", "speakers", "their chance",
     "ABX within", "ABX across", "frames", "utterances",
@@ -35,8 +40,8 @@ def probes(experiments: Sequence[Experiment]) -> str:
     if not found:
         return section("Probes", missing("no probe.json: nothing was probed"))
     body = table(("probe", *COLUMNS), [[name, *_row(values)] for name, values in found])
-    abx = any(name in (values.get("best") or {}) for _, values in found for name in ABX)
-    shown = [curve for curve in CURVES if abx or curve[0] not in ABX]
+    measured = {name for _, values in found for row in values["layers"] for name in row}
+    shown = [curve for curve in CURVES if curve[0] in measured or curve[0] not in OPTIONAL]
     figures = "".join(_curve(found, *curve) for curve in shown) + _trade_off(found)
     return section("Probes", f'{body}<div class="grid">{figures}</div>')
 

@@ -13,6 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+PARTS = 10
+"""Of `heldout_cca`."""
+EPSILONS = (1e-8, 1e-6, 1e-4, 1e-2)
+
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
     """Linear centred kernel alignment of (N, P) and (N, Q): 0 to 1; NaN if one is constant.
@@ -51,7 +55,7 @@ def cca(x: Tensor, y: Tensor, epsilon: float = 1e-8) -> tuple[Tensor, float]:
 
     epsilon: added to the covariances' eigenvalues, as a share of the largest; what has less
     variance counts for little. Measured on the points that the directions were found on: take
-    N far above P + Q.
+    N far above P + Q, or `heldout_cca`.
     Source: Morcos et al., 2018, "Insights on representational similarity in neural networks with
     canonical correlation", section 2: direction i weighs sum_j |<h_i, x_j>|, h_i the canonical
     variable of X, x_j its columns.
@@ -71,9 +75,74 @@ def cca(x: Tensor, y: Tensor, epsilon: float = 1e-8) -> tuple[Tensor, float]:
     return correlations.cpu(), float(mean)
 
 
+def heldout_cca(
+    x: Tensor,
+    y: Tensor,
+    parts: Tensor,
+    *,
+    trials: int = 3,
+    epsilons: Sequence[float] = EPSILONS,
+) -> float:
+    """Projection-weighted mean of canonical correlations on points that took no part in finding
+    the directions: about 0 for independent views, however wide they are.
+
+    parts: (N,) from 0 to `PARTS` - 1. In each trial one part tests, the next chooses epsilon, and
+    the others find directions and weights as `cca` does; the mean over trials is returned. A
+    direction that is constant on the test part correlates with nothing. NaN for a constant view.
+    Source: Pasad, Chou, Livescu, 2021, "Layer-wise analysis of a self-supervised speech
+    representation model", section 3: ten parts, eight, one and one. Differs: both epsilons are
+    equal, and shares of the largest eigenvalue.
+    Raises ValueError as `linear_cka`, and for a part without points.
+    """
+    counts = torch.bincount(parts, minlength=PARTS)
+    if len(parts) != len(x) or len(counts) != PARTS or int(counts.min()) == 0:
+        raise ValueError(
+            f"parts: found {len(parts)} with {counts.tolist()} points, want {len(x)} from 0 to "
+            f"{PARTS - 1}, some of each"
+        )
+    x, y = _centred(x, len(x)), _centred(y, len(x))
+    if not (bool(x.any()) and bool(y.any())):
+        return float("nan")
+    found = []
+    for trial in range(trials):
+        test, dev = (parts == (trial + i) % PARTS for i in (0, 1))
+        train = ~(test | dev)
+        views = [_centred(v[train], int(train.sum())) for v in (x, y)]
+        if not all(bool(v.any()) for v in views):
+            continue
+        spectra = [torch.linalg.eigh(v.T @ v / len(v)) for v in views]
+        best: tuple[float, float] | None = None
+        for epsilon in epsilons:
+            left, right = (_whitening(*spectrum, epsilon) for spectrum in spectra)
+            cross = left.T @ (views[0].T @ views[1] / len(views[0])) @ right
+            one, _, two = torch.linalg.svd(cross, full_matrices=False)
+            left, right = left @ one, right @ two.T
+            weights = ((views[0] @ left).T @ views[0]).abs().sum(1)
+            chosen, scored = (
+                _weighted_correlation(x[where] @ left, y[where] @ right, weights)
+                for where in (dev, test)
+            )
+            if best is None or chosen > best[0]:
+                best = chosen, scored
+        assert best is not None
+        found.append(best[1])
+    return sum(found) / len(found) if found else float("nan")
+
+
+def _weighted_correlation(x: Tensor, y: Tensor, weights: Tensor) -> float:
+    """Pearson's correlation of each column of (N, K) and (N, K), and its weighted mean."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    norms = x.norm(dim=0) * y.norm(dim=0)
+    each = torch.where(norms > 0, (x * y).sum(0) / norms.clamp(min=1e-300), 0.0)
+    return float((weights * each).sum() / weights.sum())
+
+
 def _whitener(x: Tensor, epsilon: float) -> Tensor:
     """(P, P) W with (X W)'(X W) / N = 1."""
-    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    return _whitening(*torch.linalg.eigh(x.T @ x / len(x)), epsilon)
+
+
+def _whitening(values: Tensor, vectors: Tensor, epsilon: float) -> Tensor:
     return vectors * (values.clamp(min=0) + epsilon * values[-1]).rsqrt()
 
 

@@ -12,7 +12,7 @@ import soundfile
 import torch
 import yaml
 
-from speechssl.bin import probe
+from speechssl.bin import probe, probe_measure
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.model_file import save_model
 
@@ -31,12 +31,15 @@ def make_corpus(
     rng = np.random.default_rng(0)
     cuts = []
     for number in range(len(HUMS) * utterances):
-        hum, waves, items = HUMS[number % len(HUMS)], [], []
+        hum, waves, items, words = HUMS[number % len(HUMS)], [], [], []
         for at in range(6):
             phone = str(rng.choice(list(TONES)))
             time = np.arange(3200) / 16000
             waves.append(0.3 * np.sin(2 * np.pi * TONES[phone] * time + rng.uniform(0, 6)))
             items.append(AlignmentItem(phone, 0.2 * at, 0.2))
+            if at % 2:  # a word is two tones
+                name = items[-2].symbol + phone
+                words.append(AlignmentItem(name, 0.2 * (at - 1), 0.4))
         wave = np.concatenate(waves) + 0.003 * rng.standard_normal(6 * 3200)
         wave += 0.05 * np.sin(2 * np.pi * hum * np.arange(len(wave)) / 16000)
         name = f"u{number}"
@@ -45,7 +48,7 @@ def make_corpus(
         supervision = SupervisionSegment(
             name, name, 0.0, recording.duration,
             speaker=f"s{hum:g}" if speakers else None,
-            alignment={"phone": items} if phones else None,
+            alignment={"phone": items, "word": words} if phones else None,
         )  # fmt: skip
         cuts.append(MonoCut(name, 0.0, recording.duration, 0, [supervision], recording=recording))
     CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")
@@ -79,7 +82,12 @@ def test_log_mel_knows_tones_and_hums(corpus: Path, tmp_path: Path, capsys) -> N
     found = run(tmp_path, "--cuts", f"[{corpus}]", "--features", "logmel", *SMALL)
     (row,) = found["layers"]
     assert row["layer"] == 0 and row["cka_mel"] == pytest.approx(1, abs=1e-6)
-    assert row["cca_mel"] == pytest.approx(1, abs=1e-3)
+    assert row["cca_mel"] == pytest.approx(1, abs=1e-3) == row["cca_first"]
+    # The mean of a tone tells which it is; that of two tells which two, not in which order.
+    assert row["cca_phone"] > 0.8 > row["cca_word"] > 0.3
+    assert 0 < row["cka_word"] < row["cka_phone"] < 1
+    assert found["segments"]["phone"] == {"segments": 216, "classes": 4}
+    assert found["segments"]["word"]["segments"] <= 108
     assert 1 < row["rankme"] < 80 and 1 < row["effective_rank"] < 80
     assert row["phone_accuracy"] > 0.9 and row["speaker_accuracy"] > 0.9 and row["pnmi"] > 0.8
     # 4 tones and 6 hums in equal shares; shuffled labels teach nothing.
@@ -159,9 +167,18 @@ def test_what_has_no_labels_is_left_out_and_named(tmp_path: Path, capsys) -> Non
     found = run(tmp_path / "o", "--cuts", f"[{bare}]", "--features", "mfcc", *SMALL)
     (row,) = found["layers"]
     assert row["rankme"] > 1 and 0 < row["cka_mel"] < 1
-    assert not {"pnmi", "phone_accuracy", "speaker_accuracy"} & row.keys() and found["best"] == {}
+    assert not {
+        "pnmi",
+        "phone_accuracy",
+        "speaker_accuracy",
+        "cca_mel",
+        "cca_phone",
+        "cka_word",
+    } & (row.keys())
+    assert found["best"] == {} and found["segments"] == {}
     notes, shown = " ".join(found["notes"]), capsys.readouterr().out
-    for part in ("PNMI: found 0 frames", "phones: found 0 speakers", "speakers: found 0 speakers"):
+    for part in ("PNMI: found 0 frames", "phones: found 0 speakers", "speakers: found 0 speakers",
+                 "CKA and CCA with words: found 0", "CCA: found 6 utterances"):  # fmt: skip
         assert part in notes and f"note: {part}" in shown
     spoken = make_corpus(tmp_path / "spoken", speakers=False, utterances=1)
     found = run(tmp_path / "p", "--cuts", f"[{spoken}]", "--features", "mfcc", *SMALL)
@@ -186,11 +203,11 @@ def test_no_speaker_and_no_utterance_is_in_two_parts(corpus: Path, tmp_path: Pat
     )  # fmt: skip
     config = probe.ProbeConfig(cuts=["x"], output="o", features="mfcc")
     notes: list[str] = []
-    rows, phones, parts = probe.parts_by_speaker(config, cuts, sample, notes)
+    rows, phones, parts = probe_measure.parts_by_speaker(config, cuts, sample, notes)
     assert len(rows) == 63 and set(phones) == {0, 1, 2}
     where = [{cuts[number[r]].speaker for r in rows[parts == p]} for p in range(3)]
     assert all(where) and not (where[0] & where[1] or where[0] & where[2] or where[1] & where[2])
-    rows, speakers, parts = probe.parts_by_utterance(config, cuts, sample, notes)
+    rows, speakers, parts = probe_measure.parts_by_utterance(config, cuts, sample, notes)
     assert sorted(rows) == list(range(20)) and len(set(rows)) == 20
     for speaker in range(5):
         assert sorted(parts[speakers == speaker]) == [0, 0, 1, 2]

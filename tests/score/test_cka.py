@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speechssl.score.cka import cca, cka_matrix, linear_cka
+from speechssl.score.cka import PARTS, cca, cka_matrix, heldout_cca, linear_cka
 
 
 @pytest.fixture
@@ -65,6 +65,39 @@ def test_one_shared_direction_is_one_correlation() -> None:
     assert correlations.shape == (4,)
     assert float(correlations[0]) == pytest.approx(0.5**0.5, abs=0.01)
     assert correlations[1:].max() < 0.03 and mean < 0.5
+
+
+def test_held_out_cca_does_not_credit_width() -> None:
+    """Of 400 points, 60 and 60 wide, independent: the points that directions were found on look
+    alike, others do not."""
+    x, y = torch.randn(2, 400, 60, dtype=torch.float64)
+    parts = torch.arange(400) % PARTS
+    assert cca(x, y)[1] > 0.25
+    assert abs(heldout_cca(x, y, parts)) < 0.1
+    mapped = x @ torch.randn(60, 60, dtype=torch.float64) - 2
+    assert heldout_cca(x, mapped, parts) > 0.98
+
+
+def test_held_out_cca_finds_the_correlation_there_is() -> None:
+    # One dimension each: it is Pearson's correlation, sqrt(1/2) here.
+    x = torch.randn(20_000, 1, dtype=torch.float64)
+    y = x + torch.randn(20_000, 1, dtype=torch.float64)
+    parts = torch.arange(20_000) % PARTS
+    assert heldout_cca(x, y, parts) == pytest.approx(0.5**0.5, abs=0.02)
+    # Clusters and their identity, one-hot.
+    classes = torch.randint(5, (2000,))
+    one_hot = torch.eye(5, dtype=torch.float64)[classes]
+    points = one_hot @ torch.randn(5, 8, dtype=torch.float64)
+    points = points + 0.01 * torch.randn(2000, 8, dtype=torch.float64)
+    assert heldout_cca(points, one_hot, torch.arange(2000) % PARTS) > 0.95
+
+
+def test_held_out_cca_of_constants_and_of_wrong_parts() -> None:
+    x, parts = torch.randn(100, 3), torch.arange(100) % PARTS
+    assert heldout_cca(x, torch.ones(100, 2), parts) != heldout_cca(x, torch.ones(100, 2), parts)
+    for wrong in (parts[1:], parts % 9, parts + 1):
+        with pytest.raises(ValueError, match="parts: found"):
+            heldout_cca(x, x, wrong)
 
 
 def test_views_of_other_points_are_refused(views) -> None:
