@@ -44,7 +44,7 @@ class ClassifyConfig(UtteranceConfig):
     hidden_dim: int = 256
     """Width of those layers."""
     dropout: float = 0.0
-    """Dropout of the pooled vector and of each hidden layer."""
+    """Dropout of the pooled vector and of each hidden layer, and inside pooling: transformer."""
     balanced: bool = False
     """Weigh each class in the loss by the inverse of its training utterances."""
 

@@ -32,7 +32,7 @@ class PooledConfig(FramesConfig):
     pooling_heads: int = 4
     """transformer: heads of each layer."""
     dropout: float = 0.0
-    """Dropout of the pooled vector."""
+    """Dropout of the pooled vector, and inside pooling: transformer."""
 
 
 class PooledHead(FramesHead):

@@ -10,6 +10,7 @@ Ryant et al. 2019 (second DIHARD challenge) for the Jaccard error rate.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,11 @@ def diarization_results(
         "overlap_scored": overlap,
         "speaker_s": whole.total,
         "recordings": len(found),
-        "by_recording": {r.id: t.rate for r, t in zip(found, times, strict=True)},
+        # None: nobody speaks in the reference, but somebody in the hypothesis.
+        "by_recording": {
+            r.id: t.rate if math.isfinite(t.rate) else None
+            for r, t in zip(found, times, strict=True)
+        },
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,16 @@ def test_parts_of_a_small_case() -> None:
     assert diarization_times(Recording("r", 10, reference, hypothesis), overlap=False).total == 5
     narrow = diarization_times(Recording("r", 10, reference, hypothesis), collar=0.999)
     assert narrow.total == pytest.approx(1.004, abs=1e-9) and narrow.miss == 0
+
+
+def test_a_recording_where_nobody_speaks_counts_what_was_heard_in_it() -> None:
+    silent = Recording("s", 5, (), (Turn("1", 1, 2),))
+    quiet = Recording("q", 5, (), ())
+    spoken = Recording("r", 5, (Turn("a", 0, 4),), (Turn("1", 0, 4),))
+    results = diarization_results([silent, quiet, spoken])
+    assert results["der"] == results["false_alarm"] == 0.25
+    assert results["by_recording"] == {"s": None, "q": 0.0, "r": 0.0}
+    json.dumps(results, allow_nan=False)
 
 
 def test_touching_turns_of_one_speaker_have_no_boundary() -> None:
