@@ -1,6 +1,9 @@
 """`speechssl decode` with heads of other answers: who speaks when, slots, numbers, waves.
 
-A head says by its method what it answers: `activities`, `slot_log_probs`, `values`, `separate`.
+A head says by its method what it answers: `activities`, `slot_log_probs`, `values`, `separate`. One
+of another kind needs nothing here: its method `answer` takes waves as those do, its method `row`
+makes of a cut and the answer what answers.jsonl keeps, and the function `results` beside its class
+makes figures of these rows (`score_tasks`).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 STALE = (
     "results.json", "scores.txt", "alignments.txt", "hyp.jsonl", "predictions.jsonl", "hyp.rttm",
     "embeddings.npy", "embeddings.jsonl", "segments.jsonl", "slots.jsonl", "values.jsonl",
-    "estimates.jsonl",
+    "estimates.jsonl", "answers.jsonl",
 )  # fmt: skip
 """What an earlier decoding may have left in the folder."""
 
@@ -113,7 +116,14 @@ def _kinds() -> dict[str, Kind]:
         "slot_log_probs": Kind("slots.jsonl", _slots),
         "values": Kind("values.jsonl", _values),
         "separate": Kind("estimates.jsonl", _estimates),
+        "answer": Kind("answers.jsonl", _own),
     }
+
+
+def _own(
+    cut: dict[str, Any], answer: np.ndarray, head: Any, options: DecodeOptions
+) -> dict[str, Any]:
+    return {"id": cut["id"], **head.row(cut, answer)}
 
 
 def _segments(

@@ -1,8 +1,12 @@
-"""`speechssl score` of what `decode_tasks` wrote: diarization, slots, numbers, waves."""
+"""`speechssl score` of what `decode_tasks` wrote: diarization, slots, numbers, waves, and whatever
+a head's own file scores.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +25,7 @@ def task_of(folder: Path) -> Callable[[Path, ScoreOptions], tuple[dict[str, Any]
         "slots.jsonl": _slots,
         "values.jsonl": _values,
         "estimates.jsonl": _separation,
+        "answers.jsonl": _own,
     }
     return next((score for name, score in kinds.items() if (folder / name).is_file()), None)
 
@@ -181,3 +186,23 @@ def _waves(paths: Sequence[str], where: str) -> list[Any]:
             "estimates and the sources: whole recordings, brought to the encoder's rate"
         )
     return [wave[:, 0] for wave, _ in read]
+
+
+def _own(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
+    """By `results(rows)` of the file of the head that answered, which decode.json names."""
+    how = folder / "decode.json"
+    described = json.loads(how.read_text(encoding="utf-8")) if how.is_file() else {}
+    path = str((described.get("head") or {}).get("class_path"))
+    if not path.startswith("speechssl.heads."):
+        raise ValueError(
+            f"{how}: found the head {path}, want one of speechssl.heads, whose file scores it"
+        )
+    module = importlib.import_module(path.rsplit(".", 1)[0])
+    if not hasattr(module, "results"):
+        raise ValueError(f"{how}: found no function `results` in {module.__name__}, want one")
+    rows = [row for _, row in entries(folder / "answers.jsonl")]
+    if not rows:
+        raise ValueError(f"{folder}/answers.jsonl: found no answer, want some")
+    results = {"utterances": len(rows), **module.results(rows)}
+    figures = (f"{k} {v:.4f}" for k, v in results.items() if isinstance(v, float))
+    return results, "   ".join([*figures, f"{len(rows)} utterances"])

@@ -14,7 +14,8 @@ from typing import Any
 from speechssl.bin.suite_task import Fold, TaskConfig
 from speechssl.config import to_dict
 
-KEPT = ("predictions.jsonl", "hyp.jsonl", "values.jsonl", "slots.jsonl", "segments.jsonl")
+KEPT = ("predictions.jsonl", "hyp.jsonl", "values.jsonl", "slots.jsonl", "segments.jsonl",
+        "answers.jsonl")  # fmt: skip
 """Answers per utterance that folds are pooled of."""
 
 

@@ -147,6 +147,8 @@ def make_cuts(task: TaskConfig, corpora: str, folder: Path) -> list[Fold]:
         values = json.loads(mark.read_text())
         if values["stamp"] == stamp:
             return [Fold(**fold) for fold in values["folds"]]
+    for stale in (folder / "all").glob("cuts_*.jsonl.gz"):  # of other options: folds take them all
+        stale.unlink()
     words = prepare_words(task, given["corpora"], folder)
     if prepare.run(task.prepare, words, prog=f"speechssl prepare {task.prepare}"):
         raise ValueError(f"prepare: found no usable corpus, want one; {task.obtain}")
