@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from speechssl import dist
 from speechssl.nn.codebook import OnlineCodebooks
 
 
@@ -42,6 +43,47 @@ def test_two_halves_commit_as_the_whole() -> None:
         states.append(torch.cat([books.sums, books.counts[..., None]], -1))
     for other in states[1:]:
         torch.testing.assert_close(states[0], other, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("world", [1, 2])
+def test_updates_equal_their_closed_form_in_float64(
+    monkeypatch: pytest.MonkeyPatch, parts: int, world: int
+) -> None:
+    """Of uneven micro-batches and ranks, whose sums the collective adds up: codeword by codeword,
+    what all frames of the update that took it say, and nothing for those that none took."""
+    decay, books, codes, dim = 0.8, 2, 6, 4
+    torch.manual_seed(5)
+    start = OnlineCodebooks(books, codes, dim, decay).state_dict()
+    ranks = [OnlineCodebooks(books, codes, dim, decay) for _ in range(world)]
+    for rank in ranks:
+        rank.load_state_dict(start)
+    sums, counts = start["sums"].double(), start["counts"].double()
+    for _ in range(4):
+        frames = torch.randn(books, 7, dim)  # few: some codewords stay without any
+        cut = torch.tensor([0, 1, 3, 4, 6, 7])[: parts * world] if parts * world > 1 else [0]
+        pieces = frames.tensor_split([int(c) for c in cut][1:], 1)
+        for i, piece in enumerate(pieces):
+            ranks[i % world].collect(piece, ranks[i % world].assign(piece))
+        totals = [sum(getattr(r.pending, name) for r in ranks) for name in ("sums", "counts")]
+        for rank in ranks:
+            following = iter(totals)
+            with monkeypatch.context() as patch:
+                patch.setattr(dist, "all_reduce_sum", lambda x, left=following: next(left))
+                rank.commit()
+        nearest = torch.cdist(frames.double(), sums / counts[..., None]).argmin(-1)
+        untaken = 0
+        for k in range(books):
+            for v in range(codes):
+                own = frames[k, nearest[k] == v].double()
+                if len(own):
+                    sums[k, v] = decay * sums[k, v] + (1 - decay) * own.sum(0)
+                    counts[k, v] = decay * counts[k, v] + (1 - decay) * len(own)
+                untaken += not len(own)
+        assert untaken > 0
+        for rank in ranks:
+            torch.testing.assert_close(rank.sums.double(), sums, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(rank.counts.double(), counts, rtol=1e-5, atol=1e-6)
 
 
 def test_assignment_is_the_nearest_codeword_by_brute_force() -> None:
