@@ -58,13 +58,32 @@ def ctc_align(log_probs: np.ndarray, tokens: Sequence[int]) -> list[tuple[int, i
     return spans
 
 
-def goodness(log_probs: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
-    """(U,) GOP of each token, at most 0; the blank is no rival. Raises as `ctc_align` does."""
+def goodness(
+    log_probs: np.ndarray, tokens: Sequence[int], spans: Sequence[tuple[int, int]] | None = None
+) -> np.ndarray:
+    """(U,) GOP of each token, at most 0; the blank is no rival. Raises as `ctc_align` does.
+
+    spans: of `ctc_align`, if they are known.
+    """
     log_probs = np.asarray(log_probs, dtype=np.float64)
     rival = np.delete(log_probs, BLANK, axis=1).max(1)
     ratios = log_probs[:, list(tokens)] - rival[:, None]
-    spans = ctc_align(log_probs, tokens)
+    spans = ctc_align(log_probs, tokens) if spans is None else spans
     return np.array([ratios[a:b, i].mean() for i, (a, b) in enumerate(spans)])
+
+
+def spread(spans: Sequence[tuple[int, int]], frames: int, most: int) -> list[tuple[int, int]]:
+    """Spans that share the blanks between them, `most` frames to each side at most.
+
+    CTC recognises a phone in a frame or two of those that it lasts.
+    """
+    starts, ends = [a for a, _ in spans], [b for _, b in spans]
+    between = [(b + a + 1) // 2 for b, a in zip(ends, starts[1:])]
+    edges = [0, *between, frames]
+    return [
+        (max(low, a - most), min(high, b + most))
+        for (a, b), low, high in zip(spans, edges, edges[1:])
+    ]
 
 
 def auc(scores: np.ndarray, is_good: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from utterance_heads import ENCODER, batch
 from speechssl.contract import Batch, Encoder
 from speechssl.heads.diarize import DiarizeConfig
 from speechssl.heads.frames import FramesConfig, FramesHead
+from speechssl.heads.pronounce import PronounceConfig
 from speechssl.heads.regress import RegressConfig
 from speechssl.heads.separate import SeparateConfig
 from speechssl.heads.slots import SlotsConfig
@@ -26,6 +27,8 @@ KINDS: list[tuple[type[FramesConfig], dict[str, Any]]] = [
     (RegressConfig, {**NUMBERS, "projection_dim": 12, "pooling": "mean_std"}),
     (RegressConfig, {**NUMBERS, "projection_dim": 0, "loss": "mse"}),
     (RegressConfig, {**NUMBERS, "projection_dim": 16, "pooling": "transformer"}),
+    (PronounceConfig, {"phones": ["a", "b", "c"], "hidden_dim": 12}),
+    (PronounceConfig, {"phones": ["a", "b"], "grades": 3, "layer": -1}),
     (SeparateConfig, {"hidden_dim": 12, "hidden_layers": 1}),
     (SeparateConfig, {"hidden_dim": 12, "dropout": 0.0, "hidden_layers": 2, "sources": 2}),
 ]
@@ -53,8 +56,14 @@ def task_batch(head: FramesHead) -> Batch:
     speakers = getattr(head.config, "speakers", 2)
     activity = torch.randint(2**speakers, (3, int(frames.max())), generator=random)
     behind = torch.arange(activity.shape[1])[None] >= frames[:, None]
+    # Two phones of three, or none; every fifth frame has none.
+    asked = torch.arange(activity.shape[1]).expand(3, -1) % 5 // 2
+    asked = asked + (asked == 2) * (len(getattr(head.config, "phones", "")) - 2)
+    said = torch.randint(getattr(head.config, "grades", 2), asked.shape, generator=random)
     targets = {
         "activity": activity.masked_fill(behind, -100),
+        "asked": asked.masked_fill(behind, -100),
+        "said": said.masked_fill(behind, -100),
         "slots": torch.tensor([[0, 1], [2, 0], [1, 1]]),
         "values": torch.tensor([[60000, 10000], [20000, 30000], [100, 65535]]),
     }

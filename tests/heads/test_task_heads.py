@@ -21,7 +21,7 @@ CLOSE = 3e-5
 
 def answers(head: FramesHead, data: Batch) -> list[Tensor]:
     """What decoding asks for, of each utterance without its padding."""
-    names = ("activities", "slot_log_probs", "values", "separate")
+    names = ("activities", "slot_log_probs", "values", "separate", "phone_log_odds")
     ask: Any = next(getattr(head, n) for n in names if hasattr(head, n))
     found, lengths = ask(data.wave, data.wave_lengths)
     ends = [None] * len(found) if lengths is None else lengths.tolist()

@@ -193,6 +193,20 @@ def test_recognisers_take_adapters_and_interfaces_too() -> None:
     )
 
 
+@pytest.mark.parametrize("upstream", ["logmel", "random"])
+def test_a_head_of_pronunciation_is_trained_on_the_recognisers_labels(
+    upstream: str, tmp_path: Path
+) -> None:
+    words = ["--config", str(REALMINI / "mispronunciation/conf/head.yaml"), "--output", "exp/x",
+             "--config", str(REALMINI / f"upstream/{upstream}.yaml"),
+             "--head.phones", '["a", "n", "y"]']  # fmt: skip
+    config = parse(FinetuneConfig, words)
+    with torch.device("meta"):
+        head = config.head.build(config.encoder.build())
+    assert head.output.out_features == 3 and not config.data.speeds
+    assert not any(p.requires_grad for p in head.encoder.parameters())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("task", TASKS)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from speechssl.score.pronunciation import auc, ctc_align, goodness
+from speechssl.score.pronunciation import auc, ctc_align, goodness, spread
 
 
 def posteriors(seed: int, frames: int, tokens: int) -> np.ndarray:
@@ -61,6 +61,16 @@ def test_goodness_is_the_mean_over_its_frames() -> None:
         for value, token, (a, b) in zip(found, tokens, ctc_align(log_probs, tokens)):
             frames = [log_probs[t, token] - log_probs[t, 1:].max() for t in range(a, b)]
             assert value == pytest.approx(np.mean(frames)) and value <= 0
+        assert np.array_equal(goodness(log_probs, tokens, ctc_align(log_probs, tokens)), found)
+
+
+def test_spans_share_the_blanks_between_them_up_to_a_limit() -> None:
+    spans = [(3, 4), (4, 5), (8, 9), (20, 22)]
+    found = spread(spans, 40, 5)
+    assert found == [(0, 4), (4, 7), (7, 14), (15, 27)]
+    assert spread(spans, 40, 0) == spans and spread([(0, 1)], 1, 9) == [(0, 1)]
+    for (a, b), (c, d) in itertools.pairwise(found):
+        assert a < b <= c < d
 
 
 def test_the_auc_counts_pairs() -> None:
