@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import platform
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 RAPL = Path("/sys/class/powercap")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclasses.dataclass
@@ -66,9 +69,10 @@ class Meter:
                 "energy_how": "codecarbon, " + ("measured" if measured else "estimated"),
             }
         elif self.energy != "none" and self.watts_per_core is not None:
+            without = ", without the GPU" if _gpu_name() else ""
             self.cost |= {
                 "energy_kwh": cpu * self.watts_per_core / 3.6e6,
-                "energy_how": f"estimated, {self.watts_per_core:g} W per busy core",
+                "energy_how": f"estimated, {self.watts_per_core:g} W per busy core{without}",
             }
 
 
@@ -81,6 +85,23 @@ def added(before: dict[str, Any], cost: dict[str, Any]) -> dict[str, Any]:
         total["energy_kwh"] = before["energy_kwh"] + cost["energy_kwh"]
         total["energy_how"] = cost["energy_how"]
     return total
+
+
+def machine() -> str:
+    """Processor, its cores, and the GPU where one is in use: what costs are measured on."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
+    named = (x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
+    name = next(named, platform.processor() or platform.machine())
+    parts = [f"{name}, {os.cpu_count()} cores", _gpu_name()]
+    return ", ".join(part for part in parts if part)
+
+
+def _gpu_name() -> str:
+    """Empty where none is in use."""
+    torch = sys.modules.get("torch")  # without it none can be
+    if torch is None or not torch.cuda.is_initialized():
+        return ""
+    return torch.cuda.get_device_name()
 
 
 def _cpu_seconds() -> float:

@@ -25,7 +25,8 @@ random, a YAML file of an encoder (random weights), or a model's folder, own or 
 It stays frozen: it runs once per utterance, and heads of all learning rates read its features.
 
 Interrupted anywhere, the same command goes on. A missing corpus is named, and the other tasks run.
-suite.json, table.md and index.html are written after each cell."""
+suite.json, table.md and index.html are written after each cell; they show the tasks, upstreams and
+seeds that were asked for, though more may lie in the folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,13 +132,14 @@ def _check(options: SuiteOptions, tasks: dict[str, TaskConfig], upstreams: list[
     from speechssl.bin.suite_cell import arguments, decode_options
     from speechssl.bin.suite_task import Fold, prepare_words
 
-    fold = Fold(1, "train", "valid", "test")
+    fold, corpora = Fold(1, "train", "valid", "test"), prepare.corpora()
     with tempfile.TemporaryDirectory() as folder:
         for name, task in tasks.items():
             prog = f"speechssl suite: task {name}"
-            if task.prepare not in (known := prepare.corpora()):
+            if task.prepare not in corpora:
                 raise ValueError(
-                    f"task {name}, prepare: found {task.prepare!r}, want one of {', '.join(known)}"
+                    f"task {name}, prepare: found {task.prepare!r}, want one of "
+                    f"{', '.join(corpora)}"
                 )
             corpus = importlib.import_module(f"speechssl.corpora.{task.prepare}")
             words = prepare_words(task, options.corpora, Path(folder))

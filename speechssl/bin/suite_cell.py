@@ -99,7 +99,7 @@ def run_cell(
     What is done already is not done again. Raises `ValueError` for a folder of other options or
     another upstream, and `Interrupted`.
     """
-    from speechssl.bin.energy import added
+    from speechssl.bin.energy import added, machine
 
     stamp = _stamp(upstream, task, folds, seed, options)
     path = folder / "cell.json"
@@ -122,7 +122,9 @@ def run_cell(
                 status = _run_fold(upstream, task, fold, seed, folder, options)
         finally:
             cell = {k: v for k, v in cell.items() if k != "under_way"}
-            cell["cost"] = added(cell["cost"], measured.cost)
+            if measured.cost:
+                cell["cost"] = added(cell["cost"], measured.cost)
+            cell["machine"] = machine()
             write_json(path, cell)
         if status:
             raise Interrupted(status)

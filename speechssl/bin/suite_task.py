@@ -22,7 +22,8 @@ class SplitConfig:
     train: list[str] = dataclasses.field(default_factory=lambda: ["train"])
     """Splits of the prepared corpus that are trained on; folds and held_out take all splits."""
     valid: list[str] = dataclasses.field(default_factory=lambda: ["valid"])
-    """own: splits on which learning rate and checkpoint are chosen."""
+    """own: splits on which learning rate and checkpoint are chosen; empty: `share` of the training
+    cuts of each value of `field`."""
     test: list[str] = dataclasses.field(default_factory=lambda: ["test"])
     """Splits that are scored."""
     field: str = "speaker"
@@ -183,7 +184,12 @@ def _divide(task: TaskConfig, folder: Path, corpora: str) -> list[Fold]:
     every = sorted(p.name[5:-9] for p in (folder / "all").glob("cuts_*.jsonl.gz"))
     found: list[dict[str, list[dict[str, Any]]]] = []
     if split.kind == "own":
-        found = [{s: rows(getattr(split, s)) for s in ("train", "valid", "test")}]
+        own = {s: rows(getattr(split, s)) for s in ("train", "valid", "test")}
+        if not split.valid:
+            held = held_out(own["train"], split.field, split.share)
+            own["valid"] = [r for r in own["train"] if r["id"] in held]
+            own["train"] = [r for r in own["train"] if r["id"] not in held]
+        found = [own]
     elif split.kind == "folds":
         found = fold_splits(rows(every), split.folds, split.field, split.balance)
     else:

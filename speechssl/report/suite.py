@@ -186,9 +186,12 @@ def _task(suite: Mapping[str, Any], name: str, task: Mapping[str, Any]) -> str:
             for fold, scores in enumerate(cell["sweeps"], 1):
                 where = f"{upstream}, seed {cell['seed']}, fold {fold}"
                 sweeps.append([where, *(_score(s) for s in scores.values())])
+    machines = {c["machine"] for c in suite["cells"] if c["task"] == name and "machine" in c}
+    costs = f'<p class="note">Costs on {escape("; ".join(sorted(machines)))}.</p>' * bool(machines)
     text = (
         f"<p>{escape(task['about'])}</p>"
         f'<p class="note">Protocol: {escape(task["protocol"])}</p>{table(head, rows)}'
+        f"{costs}"
     )
     if sweeps:
         cells = [c for c in suite["cells"] if c["task"] == name and c["sweeps"]]
@@ -259,4 +262,4 @@ def _weights(suite: Mapping[str, Any], task: str) -> str:
 def _troubles(suite: Mapping[str, Any]) -> str:
     rows = [[name, "left out", why] for name, why in suite["missing"].items()]
     rows += [[name, "failed", why] for name, why in suite["failed"].items()]
-    return section("Not in the table", table(("task", "", "why"), rows)) if rows else ""
+    return section("Not in the table", table(("what", "state", "why"), rows)) if rows else ""

@@ -20,10 +20,11 @@ import torch
 import yaml
 from test_utterance_tasks import PITCHES, tone
 
-from speechssl.bin import suite
+from speechssl.bin import energy, suite
 from speechssl.bin.energy import added
 from speechssl.bin.suite_cell import _pooled, figure, find_upstream
-from speechssl.bin.suite_task import Fold, TaskConfig
+from speechssl.bin.suite_task import Fold, TaskConfig, make_cuts, read_tasks
+from speechssl.data.fields import cut_rows, field_of
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.model_file import save_model
 from speechssl.report.suite import markdown, render_suite, scores_of
@@ -150,6 +151,7 @@ def test_the_table_and_the_page(corpora: Path, done: Path) -> None:
         f"#task{i}" for i in range(4)
     }
     assert str(corpora / "encoder") in page  # what the row `small` is
+    assert f"{os.cpu_count()} cores" in page
 
 
 def test_what_is_done_is_not_done_again_and_a_seed_adds_to_it(
@@ -248,6 +250,25 @@ def test_whatever_breaks_in_one_cell_the_others_run_on(
     assert [c["task"] for c in found["cells"]] == ["pitch"]
     assert found["failed"] == {"logmel, letters, seed 1": "RuntimeError: out of memory"}
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_without_a_validation_split_a_share_of_the_training_cuts_validates(
+    corpora: Path, tmp_path: Path
+) -> None:
+    values = TASKS["pitch"] | {"split": {"valid": [], "field": "pitch", "share": 0.2}}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
+    task = read_tasks(tmp_path, [])["x"]
+    (fold,) = make_cuts(task, str(corpora), tmp_path / "data")
+    parts = {s: list(cut_rows([getattr(fold, s)])) for s in ("train", "valid", "test")}
+    assert {s: len(x) for s, x in parts.items()} == {"train": 24, "valid": 6, "test": 12}
+    ids = [{r["id"] for r in x} for x in parts.values()]
+    assert not (ids[0] & ids[1] or ids[2] & (ids[0] | ids[1]))
+    assert {field_of(r, "pitch") for r in parts["valid"]} == set(PITCHES)
+    # Splits of other options are gone: folds would take them too.
+    (tmp_path / "data/all/cuts_old.jsonl.gz").write_bytes(b"")
+    folded = dataclasses.replace(task.split, kind="folds", field="speaker", folds=3)
+    assert len(make_cuts(dataclasses.replace(task, split=folded), str(corpora),
+                         tmp_path / "data")) == 3  # fmt: skip
 
 
 def test_a_path_may_hold_an_equals_sign(tmp_path: Path) -> None:
@@ -355,6 +376,18 @@ def test_costs_add_up_and_energy_only_of_one_kind() -> None:
     assert added(one, one) == {"wall_s": 2.0, "cpu_s": 4.0, "energy_kwh": 6.0,
                                "energy_how": "measured"}  # fmt: skip
     assert added(one, {"wall_s": 1.0, "cpu_s": 1.0}) == {"wall_s": 2.0, "cpu_s": 3.0}
+
+
+def test_an_estimate_of_a_processor_is_none_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = energy.Meter("auto", watts_per_core=10)
+    monkeypatch.setattr(meter, "installed", False)
+    for name, how in (("", "W per busy core"), ("Some GPU", "core, without the GPU")):
+        monkeypatch.setattr(energy, "_gpu_name", lambda name=name: name)
+        with meter:
+            sum(range(10_000))
+        assert meter.cost["energy_how"].endswith(how)
+        assert meter.cost["energy_kwh"] == pytest.approx(meter.cost["cpu_s"] * 10 / 3.6e6)
+        assert energy.machine().endswith(name or " cores")
 
 
 def test_means_and_the_best_of_a_column() -> None:
