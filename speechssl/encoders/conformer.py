@@ -23,7 +23,7 @@ class ConformerConfig(FrameEncoderConfig):
     """The defaults have the size of SpeechBrain's BEST-RQ, on filterbanks at 25 frames per second;
     `w2v_bert_xl()`, `w2v_bert_xxl()`, `bestrq()` and `wav2vec2_large()` give published sizes."""
 
-    front_end: Literal["wave", "log_mel"] = "log_mel"
+    front_end: Literal["wave", "light_wave", "log_mel"] = "log_mel"
     front_norm: Literal["group", "layer"] = "layer"
     mel_hop_samples: int = 640
     conv_gradient_scale: float = 1.0

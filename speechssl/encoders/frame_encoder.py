@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from speechssl import dist
 from speechssl.config import EncoderConfig
 from speechssl.contract import Encoder, EncoderOutput, padding_mask
+from speechssl.nn.light_conv import LightWaveFrontEnd
 from speechssl.nn.linear import Linear
 from speechssl.nn.log_mel import LogMelFrontEnd
 from speechssl.nn.strided_conv import scale_gradient
@@ -26,8 +27,9 @@ from speechssl.nn.wave_front import WaveFrontEnd
 class FrameEncoderConfig(EncoderConfig):
     """Options of the front end; the defaults are those of HuBERT Base."""
 
-    front_end: Literal["wave", "log_mel"] = "wave"
-    """wave: strided convolutions on samples; log_mel: filterbank and subsampling (far cheaper)."""
+    front_end: Literal["wave", "light_wave", "log_mel"] = "wave"
+    """wave: strided convolutions on samples; light_wave: the last of them lightweight, as in
+    Wav2Vec-Aug; log_mel: filterbank and subsampling (far cheaper)."""
     front_norm: Literal["group", "layer"] = "group"
     """group: the first convolution's channels normalised over valid frames; layer: over channels,
     after every convolution."""
@@ -36,6 +38,12 @@ class FrameEncoderConfig(EncoderConfig):
     conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
     conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
     conv_bias: bool = False
+    light_layers: int = 2
+    """light_wave: how many of the last convolutions are lightweight."""
+    light_heads: int = 16
+    """light_wave: groups of channels with the same taps."""
+    light_dynamic: bool = True
+    """light_wave: taps are made of each frame (dynamic convolutions), not learnt once for all."""
     normalize_wave: bool = False
     """Bring each utterance's samples to mean 0 and variance 1 first (Large and XLarge)."""
     mel_bins: int = 80
@@ -179,13 +187,17 @@ class FrameEncoder(Encoder):
 
 
 def _front_end(config: FrameEncoderConfig) -> WaveFrontEnd | LogMelFrontEnd:
+    shape = config.conv_kernels, config.conv_strides, config.front_dim
     if config.front_end == "wave":
-        return WaveFrontEnd(
-            config.conv_kernels,
-            config.conv_strides,
-            config.front_dim,
+        return WaveFrontEnd(*shape, norm=config.front_norm, bias=config.conv_bias)
+    if config.front_end == "light_wave":
+        return LightWaveFrontEnd(
+            *shape,
             norm=config.front_norm,
             bias=config.conv_bias,
+            light_layers=config.light_layers,
+            heads=config.light_heads,
+            dynamic=config.light_dynamic,
         )
     return LogMelFrontEnd(
         config.mel_bins,

@@ -30,8 +30,10 @@ class EncoderGraph(nn.Module):
         self, encoder: TransformerEncoder, layers: Sequence[int], output: nn.Linear | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(encoder.front, WaveFrontEnd):
-            raise ValueError("front_end: found log_mel, want wave, the only one with a graph")
+        if encoder.config.front_end != "wave":
+            raise ValueError(
+                f"front_end: found {encoder.config.front_end}, want wave, the only one with a graph"
+            )
         self.encoder, self.output = copy.deepcopy(encoder), output
         for layer in self.encoder.layers:
             layer.attention = GraphAttention(layer.attention)

@@ -20,8 +20,8 @@ UNKNOWN = 0
 """Unit of combinations outside the vocabulary."""
 SHARED = (
     "front_end", "front_norm", "front_dim", "conv_kernels", "conv_strides", "conv_bias",
-    "normalize_wave", "mel_bins", "mel_hop_samples", "mel_kernel", "mel_norm", "groups", "codes",
-    "quantiser",
+    "light_layers", "light_heads", "light_dynamic", "normalize_wave", "mel_bins", "mel_hop_samples",
+    "mel_kernel", "mel_norm", "groups", "codes", "quantiser",
 )  # fmt: skip
 """Fields that a model on units has in common with the one that makes them, as far as their kind
 of front end reads them."""
@@ -121,8 +121,12 @@ class UnitTransformerEncoder(TransformerEncoder):
         Raises `ValueError` if they are of another shape, or have never been counted.
         """
         own, theirs = self.config, source.config
-        other = "mel_" if theirs.front_end == "wave" else "conv_"
-        same = {name: name for name in SHARED if not name.startswith(other)}
+        other = {
+            "wave": ("mel_", "light_"),
+            "light_wave": ("mel_",),
+            "log_mel": ("conv_", "light_"),
+        }
+        same = {name: name for name in SHARED if not name.startswith(other[theirs.front_end])}
         same["quantised_dim"] = "dim"
         faults = [
             f"{mine}: found {getattr(own, mine)!r}, want {getattr(theirs, name)!r}"

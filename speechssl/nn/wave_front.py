@@ -94,10 +94,14 @@ class WaveFrontEnd(nn.Module):
             x = self._first_plain(wave, hops)
         layers = list(self.layers)
         for layer, stride in zip(layers[1:], self.strides[1:]):
-            x = gelu_conv(x, layer.weight, layer.bias, stride)
+            x = self._convolve(layer, x, stride)
             if layer.norm is not None:
                 x = layer.norm(x)
         return F.gelu(x.view(len(wave), hops, self.dim)[:, :frames])
+
+    def _convolve(self, layer: nn.Module, x: Tensor, stride: int) -> Tensor:
+        """GELU and convolution: (N, C) rows of all utterances -> (N / stride, C)."""
+        return gelu_conv(x, layer.weight, layer.bias, stride)  # pyright: ignore
 
     def _windows(self, wave: Tensor, hops: int) -> Tensor:
         """(B, rows, K + 1): each output row's samples, and a 1 that the shift is added by."""

@@ -9,8 +9,8 @@ Differs:
   (`data.mixing`, read with `mixed`).
 - The projections have layer norms, so that no frame depends on its batch.
 - The context network is the encoder that is configured: the paper's Conformer is
-  `speechssl.encoders.conformer.ConformerConfig`. Its lightweight and dynamic convolutions in the
-  front end are not here.
+  `speechssl.encoders.conformer.ConformerConfig`, and its lightweight and dynamic convolutions are
+  that one's `front_end: light_wave` (see `speechssl.nn.light_conv`), of sizes to be chosen.
 
 Without augmentation and with plain projections it is wav2vec 2.0, to the bit.
 

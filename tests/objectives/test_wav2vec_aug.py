@@ -9,6 +9,7 @@ import pytest
 import torch
 from kinds import batch_for, build
 
+from speechssl.encoders.conformer import ConformerConfig
 from speechssl.nn.wave_augment import AugmentConfig
 from speechssl.objectives.wav2vec2 import Wav2vec2Config
 from speechssl.objectives.wav2vec_aug import Wav2vecAug, Wav2vecAugConfig
@@ -68,3 +69,18 @@ def test_projections_are_as_deep_as_asked_for() -> None:
         assert [m.in_features for m in linear] == [dim, 24, 24] and linear[-1].out_features == 32
     with pytest.raises(ValueError, match="projection_layers: found 0"):
         objective(projection_layers=0)
+
+
+def test_all_changes_to_the_model_together_learn() -> None:
+    """A Conformer behind dynamic convolutions, with deeper projections."""
+    encoder = ConformerConfig(
+        front_end="light_wave", front_norm="group", front_dim=32, light_heads=4, layers=2, dim=32,
+        ffn_dim=48, heads=4, depthwise_kernel=7, dropout=0.0, attention_dropout=0.0,
+        activation_dropout=0.0, input_dropout=0.0,
+    )  # fmt: skip
+    model = objective(encoder=encoder, augment=NOTHING)
+    loss = model(batch_for(model, (0.7, 0.5)))
+    loss.total.backward()
+    assert torch.isfinite(loss.total)
+    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert dead == []
