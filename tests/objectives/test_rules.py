@@ -122,6 +122,31 @@ def test_a_resumed_run_is_bit_equal_to_one_never_stopped(kind: Any, tmp_path: Pa
     assert_near(tensors[0], tensors[1], 0.0)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [k for k in FOUND if "ema_steps" in {f.name for f in fields(k)}],
+    ids=lambda k: k.__name__,
+)
+def test_an_averaged_teacher_is_exact_to_its_decay(kind: Any) -> None:
+    """Its closed form in float64 while the decay grows; what is not averaged is copied."""
+    objective: Any = build(kind, ema_start=0.6, ema_end=0.9, ema_steps=2)
+    teacher = objective.teacher
+    expected = {n: p.double().clone() for n, p in teacher.encoder.named_parameters()}
+    averaged = {n for n in expected if n.startswith(teacher.averaged)}
+    assert averaged and averaged < expected.keys()
+    for step, decay in ((1, 0.6), (2, 0.75), (3, 0.9), (4, 0.9)):
+        with torch.no_grad():
+            for p in objective.encoder.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+        objective.after_update(step)
+        for name, p in objective.encoder.named_parameters():
+            if name in expected:
+                share = decay if name in averaged else 0.0
+                expected[name] = share * expected[name] + (1 - share) * p.detach().double()
+    for name, p in teacher.encoder.named_parameters():
+        torch.testing.assert_close(p.double(), expected[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize("name", sorted(COLLAPSE))
 def test_the_detector_fires_on_a_forced_collapse_and_stays_quiet_otherwise(name: str) -> None:
     kind = next(k for k in FOUND if k.__name__ == name)
