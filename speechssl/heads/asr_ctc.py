@@ -76,6 +76,9 @@ class CtcConfig(HeadConfig):
     eval mode, without dropout and layerdrop."""
     freeze_front_end: bool = False
     """Never train the encoder's front end, as published for pretrained ones."""
+    freeze_layers: int = 0
+    """Never train so many of the encoder's first layers, nor what leads to them or all share; 0:
+    all of them learn."""
     intermediate_layers: list[int] = dataclasses.field(default_factory=list)
     """Layers that get a CTC loss of their own through the same output layer."""
     intermediate_weight: float = 0.3

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from speechssl.config import HeadConfig
 from speechssl.contract import Encoder, Objective
+from speechssl.encoders.conformer import ConformerEncoder
+from speechssl.encoders.transformer import TransformerEncoder
 from speechssl.heads.interfaces import InterfaceKind, build_interface
 from speechssl.nn.adapters import AdapterConfig, attach
 
@@ -35,6 +37,9 @@ class FramesConfig(HeadConfig):
     eval mode, without dropout and layerdrop."""
     freeze_front_end: bool = False
     """Never train the encoder's front end."""
+    freeze_layers: int = 0
+    """Never train so many of the encoder's first layers, nor what leads to them or all share; 0:
+    all of them learn."""
     adapters: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     """What learns inside an encoder that is otherwise frozen; it then runs in training mode."""
 
@@ -49,7 +54,8 @@ class FramesConfig(HeadConfig):
 class EncoderHead(Objective):
     """A head on an encoder of which, by `config`, nothing, adapters or all learns.
 
-    config has freeze_encoder_steps, freeze_front_end and adapters, as `FramesConfig`.
+    config has freeze_encoder_steps, freeze_front_end, freeze_layers and adapters, as
+    `FramesConfig`.
     """
 
     def __init__(self, config: Any, encoder: Encoder) -> None:
@@ -58,6 +64,9 @@ class EncoderHead(Objective):
         self.encoder = encoder
         if config.freeze_front_end:
             _front_end(encoder).requires_grad_(False)
+        if config.freeze_layers:
+            for parameter in _first_layers(encoder, config.freeze_layers):
+                parameter.requires_grad_(False)
         if config.freeze_encoder_steps < 0:
             encoder.requires_grad_(False)
         if config.adapters.kind != "none":
@@ -123,3 +132,18 @@ def _front_end(encoder: Encoder) -> nn.Module:
             "freeze_front_end: false"
         )
     return front
+
+
+def _first_layers(encoder: Encoder, count: int) -> list[nn.Parameter]:
+    """What the first `count` layers learn, and all that leads to them."""
+    known = isinstance(encoder, TransformerEncoder | ConformerEncoder)
+    if not known or not 0 < count <= encoder.num_layers:
+        raise ValueError(
+            f"freeze_layers: found {count} with a {type(encoder).__name__} of {encoder.num_layers} "
+            "layers, want at most as many of a TransformerEncoder or ConformerEncoder, or 0"
+        )
+    behind = [*encoder.layers[count:]]
+    if getattr(encoder.config, "pre_norm", True):  # else its norm is that of the input
+        behind.append(encoder.layer_norm)
+    learning = {id(p) for module in behind for p in module.parameters()}
+    return [p for p in encoder.parameters() if id(p) not in learning]

@@ -115,8 +115,8 @@ def error_curve(
     below = [np.append(0.0, np.cumsum((weights * kind)[order])) for kind in (is_target, ~is_target)]
     if not (below[0][-1] > 0 and below[1][-1] > 0):
         raise ValueError(
-            f"trials: found weights {below[0][-1]:g} of targets and {below[1][-1]:g} of "
-            "non-targets, want some of both"
+            f"trials: found {below[0][-1]:g} of one speaker and {below[1][-1]:g} of two, want some "
+            "of both"
         )
     first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     at = np.append(first, len(ordered))
@@ -198,7 +198,7 @@ def eer_interval(
     draws: int = 200,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """95 % interval of the EER under resampling of speakers; None with fewer than 3 of them.
+    """95 % interval of the EER under resampling of speakers; None with too few of them.
 
     Trials share speakers and utterances, so resampling trials would claim far too much. A draw
     takes speaker s n_s times: its target trials count n_s times, a trial of s and t n_s n_t times.
@@ -215,6 +215,8 @@ def eer_interval(
         weights = np.where(enrol == test, times[enrol], times[enrol] * times[test])
         if weights[is_target].sum() and weights[~is_target].sum():
             found.append(eer(scores, is_target, weights)[0])
+    if not found:
+        return None
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
 

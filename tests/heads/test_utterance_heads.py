@@ -131,6 +131,25 @@ def test_the_front_end_can_stay_as_it_is(kind: Any) -> None:
     assert head.encoder.projection.weight.grad is not None
 
 
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_early_layers_can_stay_as_they_are(pre_norm: bool) -> None:
+    encoder = dataclasses.replace(ENCODER, pre_norm=pre_norm, relative_buckets=8)
+    for count, learning in ((1, {"layers.1"}), (2, set())):
+        head = build((ClassifyConfig, {"layer": -1}), encoder.build(), freeze_layers=count)
+        head(batch()).total.backward()
+        moved = {n.removeprefix("encoder.") for n, p in head.named_parameters()
+                 if p.grad is not None and n.startswith("encoder.")}  # fmt: skip
+        parts = {".".join(n.split(".")[:2]) if n.startswith("layers") else n for n in moved}
+        norm = {"layer_norm.weight", "layer_norm.bias"} if pre_norm else set()
+        assert parts == learning | norm
+        assert head.output.weight.grad is not None
+    for wrong in (3, -1):
+        with pytest.raises(ValueError, match=f"freeze_layers: found {wrong} with a Transformer"):
+            build((ClassifyConfig, {}), freeze_layers=wrong)
+    with pytest.raises(ValueError, match="found 1 with a LogMelEncoder"):
+        build((ClassifyConfig, {}), LogMelConfig(mel_bins=20).build(), freeze_layers=1)
+
+
 @every
 def test_bf16_autocast_gives_nearly_the_same_loss(kind: Any) -> None:
     head = build(kind).eval()
