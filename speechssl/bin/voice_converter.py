@@ -202,6 +202,7 @@ class Converter:
         """`Prosody` (B, T) of some pieces; None if the model is told none."""
         if said[group[0].item] is None:
             return None
+        import torch
         from torch.nn.utils.rnn import pad_sequence
 
         from speechssl.heads.pitch import Prosody
@@ -213,7 +214,10 @@ class Converter:
                 begin, count = piece.first - piece.keep, self.geometry.frames(piece.size)
                 rows.append(said[piece.item][which][begin : begin + count])
             columns.append(pad_sequence(rows, batch_first=True).to(self.device))
-        return Prosody(*columns)
+        if self.target.pitch is None:
+            return Prosody(*columns)
+        own = torch.tensor(self.target.pitch, device=self.device).expand(len(group), 2)
+        return Prosody(*columns, range=own)
 
 
 def is_silent(wave: np.ndarray) -> bool:

@@ -25,6 +25,8 @@ UNVOICED = 0.3
 """Aperiodicity above which a frame has no pitch."""
 QUIET = 1e-4
 """Root mean square below which a frame has none either."""
+NARROW = 0.01
+"""Least deviation of log F0 that counts: a monotone is not blown up."""
 SMOOTHING = 5
 """Frames of the moving median."""
 WINDOW = 640
@@ -36,11 +38,30 @@ class Prosody:
     """log_f0: (B, T) natural logarithm of Hz, 0 where unvoiced. voiced: (B, T) bool.
 
     energy: (B, T) logarithm of the root mean square of each frame over that of its utterance.
+    range: (B, 2) mean and deviation of log F0 of who speaks; None: not known.
     """
 
     log_f0: Tensor
     voiced: Tensor
     energy: Tensor
+    range: Tensor | None = None
+
+    def contour(self) -> Tensor:
+        """(B, T) log F0 within the speaker's range, of mean 0 and deviation 1; 0 where unvoiced.
+
+        Where the range is not known, it is that of the voiced frames there are.
+        """
+        own = voiced_range(self.log_f0, self.voiced) if self.range is None else self.range
+        mean, deviation = own[:, :1], own[:, 1:].clamp(min=NARROW)
+        return ((self.log_f0 - mean) / deviation).masked_fill(~self.voiced, 0)
+
+
+def voiced_range(log_f0: Tensor, voiced: Tensor) -> Tensor:
+    """(B, T) log F0, (B, T) -> (B, 2): mean and deviation of the voiced frames; 0 without any."""
+    count = voiced.sum(1).clamp(min=1)
+    mean = log_f0.masked_fill(~voiced, 0).sum(1) / count
+    apart = (log_f0 - mean[:, None]).masked_fill(~voiced, 0)
+    return torch.stack([mean, (apart.square().sum(1) / count).sqrt()], 1)
 
 
 def prosody(wave: Tensor, wave_lengths: Tensor, hop: int = 160) -> Prosody:

@@ -78,7 +78,8 @@ class VoiceConfig(FramesConfig):
     """How far the voices of `changed_voices` are changed."""
     pitch: bool = False
     """Tell the network each frame's F0, and whether it is voiced; conversion moves the source's to
-    the target's mean and deviation."""
+    the target's mean and deviation. Any-to-any: also F0 within the speaker's own range, since
+    within that of all speakers a melody is small beside what tells them apart."""
     energy: bool = False
     """Tell the network each frame's energy relative to the utterance's."""
     mel: SpeechMelConfig = dataclasses.field(default_factory=SpeechMelConfig)
@@ -151,7 +152,7 @@ class VoiceHead(FramesHead):
         """Width of what the network reads: features or units, F0 and voicing, energy."""
         config = self.config
         dim = config.unit_embedding_dim if config.units else self.dim
-        return dim + 2 * config.pitch + config.energy
+        return dim + (2 + bool(config.embeddings)) * config.pitch + config.energy
 
     @property
     def speaker_dim(self) -> int:
@@ -199,6 +200,9 @@ class VoiceHead(FramesHead):
             target = target[:, : int(lengths.max())]
             target = (target - self.mel_mean) / self.mel_deviation
             said = self._prosody(wave, wave_lengths)
+            if said is not None and self.speaker_dim:
+                own = torch.stack([self.pitch_mean[classes], self.pitch_deviation[classes]], 1)
+                said = dataclasses.replace(said, range=own)
         seeds = batch.seeds.to(wave.device)
 
         def restored(heard: Tensor, voice: Tensor | None) -> Tensor:
@@ -255,12 +259,14 @@ class VoiceHead(FramesHead):
         return prosody(wave, wave_lengths, self.config.mel.hop)
 
     def _channels(self, said: Prosody) -> Tensor:
-        """(B, T, 1 to 3), each of about deviation 1."""
+        """(B, T, 1 to 4), each of about deviation 1."""
         channels = []
         if self.config.pitch:
             centre, spread = self.pitch_of_all
             normal = ((said.log_f0 - centre) / spread).masked_fill(~said.voiced, 0)
             channels += [normal, said.voiced.to(normal.dtype)]
+            if self.speaker_dim:
+                channels.append(said.contour())
         if self.config.energy:
             channels.append(said.energy.clamp(min=-6.0))
         return torch.stack(channels, -1)
@@ -304,7 +310,8 @@ class VoiceHead(FramesHead):
         """(B, L), (B,) -> log-mel (B, T, F) in the target's voice, and (B,) valid frames.
 
         embedding: (E,) or (B, E) of the target; wanted by any-to-any, refused by any-to-one.
-        said: F0 and energy to be spoken with, already of the target's range; None: the wave's own.
+        said: F0 and energy to be spoken with, already of the target's range, which it should know;
+            None: the wave's own.
         replace: what exchanges the encoder's frames, such as kNN-VC's matching.
         seed: of the prenet's dropout, in networks that keep it on.
         start: (B,) numbers of the first mel frames in their recordings, of which these are pieces.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from speechssl.heads.pitch import level, log_energy, pitch, prosody, shift_pitch
+from speechssl.heads.pitch import Prosody, level, log_energy, pitch, prosody, shift_pitch
 
 RATE = 16000
 
@@ -64,6 +64,19 @@ def test_gain_changes_no_pitch_and_no_relative_energy() -> None:
     assert torch.equal(one.voiced, other.voiced)
     assert torch.allclose(one.log_f0, other.log_f0, atol=1e-5)
     assert torch.allclose(one.energy, other.energy, atol=1e-4)
+
+
+def test_a_contour_is_f0_within_the_speakers_range() -> None:
+    log_f0 = torch.tensor([[5.0, 0.0, 5.2, 5.4], [4.6, 4.6, 0.0, 0.0]])
+    voiced = log_f0 > 0
+    energy = torch.zeros(2, 4)
+    own = Prosody(log_f0, voiced, energy).contour()
+    deviation = 0.2 * (2 / 3) ** 0.5
+    expected = torch.tensor([-0.2 / deviation, 0.0, 0.0, 0.2 / deviation])
+    assert torch.allclose(own[0], expected, atol=1e-4)
+    assert torch.allclose(own[1], torch.zeros(4), atol=1e-3)  # a monotone, and unvoiced frames
+    told = Prosody(log_f0, voiced, energy, range=torch.tensor([[5.2, 0.1], [4.5, 0.05]])).contour()
+    assert torch.allclose(told, torch.tensor([[-2.0, 0, 0, 2], [2, 2, 0, 0]]), atol=1e-4)
 
 
 def test_the_energy_of_a_constant_is_its_level() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from voice_heads import ENCODER, KINDS, SPEAKERS, TO_ANY, batch, build, embedding_of
 
 from speechssl.contract import Encoder, EncoderOutput
-from speechssl.heads.pitch import shift_pitch
+from speechssl.heads.pitch import Prosody, shift_pitch
 from speechssl.heads.voice_align import align, knn_frames
 from speechssl.heads.voice_convnext import VoiceConvNextConfig
 from speechssl.heads.voice_mel import VoiceHead
@@ -212,6 +212,21 @@ def test_f0_given_is_f0_heeded() -> None:
     found, _ = head.convert(data.wave, data.wave_lengths, embedding=own, said=other)
     frames = (found - plain).abs().amax(-1)[0]
     assert frames.max() > 1e-3
+
+
+def test_a_melody_counts_as_much_in_a_narrow_voice_among_far_apart_ones() -> None:
+    head, data = build(KINDS[1]).eval(), batch()
+    count = len(head.config.classes)
+    narrow = torch.full((count,), 0.03)
+    head.take_pitch_statistics(torch.linspace(4.6, 5.4, count), narrow, torch.tensor([5.0, 0.4]))
+    own = torch.stack([head.pitch_mean, head.pitch_deviation], 1)[[0, 1, 0]]
+    said = head._prosody(data.wave, data.wave_lengths)
+    assert said is not None
+    log_f0 = (own[:, :1] + 0.03).expand_as(said.log_f0)
+    voiced = torch.ones_like(said.voiced)
+    channels = head._channels(Prosody(log_f0, voiced, said.energy, range=own))
+    assert torch.allclose(channels[..., 2], torch.ones_like(log_f0), atol=1e-3)
+    assert head.input_dim == build(KINDS[1], pitch=False).input_dim + 3
 
 
 def test_wrong_settings_are_named() -> None:
