@@ -93,16 +93,24 @@ def _curve(
 
 
 def _trade_off(found: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Speakers to the right, phones upwards: a dot for each upstream's best layer for phones."""
+    """Speakers to the right, phones upwards: a line through each upstream's layers, and a dot for
+    the best one for phones."""
     series = []
     for color, (name, values) in enumerate(found):
         layer = (values.get("best") or {}).get("phone_dev_accuracy")
-        for row in values["layers"]:
-            both = row.get("speaker_accuracy"), row.get("phone_accuracy")
-            if row["layer"] == layer and None not in both:
-                label = f"{name}, layer {layer}"
-                series.append(Series(label, [float(both[0])], [float(both[1])], color=color))
+        both = {
+            row["layer"]: (float(row["speaker_accuracy"]), float(row["phone_accuracy"]))
+            for row in values["layers"]
+            if None not in (row.get("speaker_accuracy"), row.get("phone_accuracy"))
+        }
+        if len(both) > 1:
+            xs, ys = zip(*both.values(), strict=True)
+            label = f"{name}, layers {min(both)} to {max(both)}"
+            series.append(Series(label, xs, ys, color=color))
+        if layer in both:
+            x, y = both[layer]
+            series.append(Series(f"{name}, layer {layer}", [x], [y], color=color))
     return lines(
         "Phones against speakers", series, x_label="accuracy of the classifier of speakers",
-        note="Upwards the classifier of phones, at the layer that is best for it.",
+        note="Upwards the classifier of phones; dots: the layer that is best for it.",
     )  # fmt: skip

@@ -52,14 +52,14 @@ def match(query: np.ndarray, recording: np.ndarray) -> float:
     return -subsequence_cost(frame_costs(query, recording))
 
 
-def normalised(features: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """(T, D) each -> the same with mean 0 and variance 1 of each dimension over all of them."""
+def moments(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(T, D) each -> mean and deviation (D,) of each dimension over all of them, float64."""
     frames = sum(len(x) for x in features)
     if not frames:
         raise ValueError("features: found no frame, want some")
     mean = sum(x.sum(0, dtype=np.float64) for x in features) / frames
     square = sum(np.square(x - mean).sum(0) for x in features) / frames
-    return [(x - mean) / np.sqrt(np.maximum(square, 1e-12)) for x in features]
+    return mean, np.sqrt(np.maximum(square, 1e-12))
 
 
 def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:

@@ -36,6 +36,7 @@ def test_probes_get_rows_curves_and_a_trade_off(tmp_path: Path) -> None:
     for title in ("Phones against speakers", "RankMe", "Linear CKA with log-mel"):
         assert f"<figcaption>{title}</figcaption>" in text
     assert "hubert, layer 2" in text and "logmel, layer 0" in text
+    assert "hubert, layers 0 to 2" in text and "logmel, layers" not in text
     # They are no label sets: those have a section of their own.
     assert "<figcaption>PNMI by layer</figcaption>" not in text
     assert "Missing: no clusters.json" in text

@@ -12,7 +12,7 @@ from speechssl.score.query import (
     frame_costs,
     match,
     max_term_weighted_value,
-    normalised,
+    moments,
     query_results,
     subsequence_cost,
 )
@@ -55,11 +55,14 @@ def test_costs_are_of_each_query_frame_between_zero_and_one() -> None:
     assert costs == pytest.approx((raw - low) / (high - low))
 
 
-def test_normalised_features_have_mean_zero_and_variance_one() -> None:
+def test_moments_are_those_of_all_frames_together() -> None:
     parts = [5 + 3 * np.random.default_rng(i).standard_normal((10 + i, 4)) for i in range(3)]
-    whole = np.concatenate(normalised(parts))
-    assert whole.mean(0) == pytest.approx(np.zeros(4), abs=1e-9)
-    assert whole.var(0) == pytest.approx(np.ones(4))
+    mean, deviation = moments([x.astype(np.float32) for x in parts])
+    whole = np.concatenate(parts)
+    assert mean == pytest.approx(whole.mean(0)) and deviation == pytest.approx(whole.std(0))
+    assert mean.dtype == deviation.dtype == np.float64
+    with pytest.raises(ValueError, match="no frame"):
+        moments([np.zeros((0, 4))])
 
 
 def test_average_precision_is_that_of_scikit_learn() -> None:
