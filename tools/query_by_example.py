@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from speechssl.data.fields import cut_rows, field_values
-from speechssl.score.query import match, normalised, query_results
+from speechssl.bin.query_search import query_figures, search
+from speechssl.data.fields import cut_rows
 
 
 def main() -> None:
@@ -38,27 +37,19 @@ def main() -> None:
     options = parser.parse_args()
     encoder = opened(options.model, options.seed)
     layer = encoder.num_layers if options.layer == -1 else options.layer
-    official = options.stdlist == "true"
     both = (options.queries, options.recordings)
-    values = [dict.fromkeys((row["id"] for row in cut_rows(cuts)), "") if official else
-              field_values(cuts, options.field) for cuts in both]  # fmt: skip
-    found = [features(encoder, layer, cuts) for cuts in both]
-    ids = [[i for i in side if i in x] for side, x in zip(values, found, strict=True)]
-    even = normalised([found[side][i] for side in (0, 1) for i in ids[side]])
-    queries, recordings = even[: len(ids[0])], even[len(ids[0]) :]
-    scores = np.array(
-        [[match(q, x) for x in recordings] for q in tqdm(queries, unit="query", disable=None)]
-    )
-    if official:
+    if options.stdlist == "true":
+        ids = [dict.fromkeys(row["id"] for row in cut_rows(cuts)) for cuts in both]
+        scores, queries, recordings = search(encoder, layer, ids[0], ids[1], both)
         options.output.mkdir(parents=True, exist_ok=True)
-        write_stdlist(options.output / "benchmark.stdlist.xml", scores, *ids)
-        print(f"{options.output}: {len(ids[0])} queries in {len(ids[1])} recordings")
+        write_stdlist(options.output / "benchmark.stdlist.xml", scores, queries, recordings)
+        print(f"{options.output}: {len(queries)} queries in {len(recordings)} recordings")
         return
-    relevant = np.array([[values[0][q] == values[1][x] for x in ids[1]] for q in ids[0]])
-    results = query_results(scores, relevant) | {
-        "decode": {"model": options.model, "layer": layer, "field": options.field,
-                   "head": {"class_path": f"dtw.layer{layer}", "init_args": {}},
-                   "trainable_parameters": 0},
+    scores, results = query_figures(encoder, layer, *both, options.field)
+    results["decode"] = {
+        "model": options.model, "layer": layer, "field": options.field,
+        "head": {"class_path": f"dtw.layer{layer}", "init_args": {}},
+        "trainable_parameters": 0,
     }  # fmt: skip
     options.output.mkdir(parents=True, exist_ok=True)
     np.save(options.output / "scores.npy", scores.astype(np.float32))
@@ -104,27 +95,6 @@ def opened(model: str, seed: int) -> Any:
     from speechssl.hub.load import load
 
     return load(model).encoder
-
-
-def features(encoder: Any, layer: int, cuts: list[str]) -> dict[str, np.ndarray]:
-    """Cut id -> (T, D) of those that have a frame."""
-    import torch
-
-    from speechssl.data.loader import read_all
-
-    found = {}
-    encoder.eval()
-    with torch.inference_mode():
-        for batch in read_all(cuts, max_batch_seconds=60.0):
-            long = encoder.frame_lengths(batch.wave_lengths) > 0
-            ids = [i for i, kept in zip(batch.ids, long.tolist(), strict=True) if kept]
-            if not ids:
-                continue
-            out = encoder(batch.wave[long], batch.wave_lengths[long], layers=[layer])
-            rows = out.aligned(layer).float().numpy()
-            for name, row, length in zip(ids, rows, out.lengths.tolist(), strict=True):
-                found[name] = row[:length].copy()
-    return found
 
 
 if __name__ == "__main__":
