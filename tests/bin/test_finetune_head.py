@@ -1,14 +1,22 @@
-"""What `speechssl finetune` does with a head: goes on with another run's, says how much learns."""
+"""What `speechssl finetune` does with a head: goes on with another run's, says how much learns,
+and ends the same whether it was stopped or not."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+import yaml
+from safetensors.torch import load_file
 
+from speechssl.bin import finetune
 from speechssl.bin.finetune import _shown, _sizes, load_head
+from speechssl.config import to_dict
+from speechssl.corpora.manifest import JsonlWriter, cut_row, read_header
 from speechssl.data.text import tokenizer_from_texts
 from speechssl.encoders.log_mel import LogMelConfig
 from speechssl.encoders.transformer import TransformerConfig
@@ -71,3 +79,55 @@ def test_the_share_that_learns_inside_the_encoder_is_said(kind: str, inside: int
     plain = sizes | {"adapters": 0, "encoder_learning": 0}
     assert "inside" not in _shown(plain)
     assert "inside" not in _shown(plain | {"encoder_learning": sizes["encoder"]})
+
+
+def noisy_cuts(folder: Path) -> str:
+    random = np.random.default_rng(0)
+    writer = JsonlWriter(folder / "cuts.jsonl.gz")
+    for i in range(8):
+        path = folder / f"{i}.wav"
+        soundfile.write(path, 0.1 * random.standard_normal(4000 + 600 * i), 16000)
+        header = read_header(path)
+        row = cut_row(id=f"c{i}", audio=path, header=header, speaker="a", text="AB"[i % 2] * 2,
+                      custom={"age": i, "size": -(i**2)})  # fmt: skip
+        writer.write(row)
+    writer.close()
+    return str(folder / "cuts.jsonl.gz")
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "regress.RegressConfig": {"dimensions": ["age", "size"], "pooling": "transformer",
+                              "projection_dim": 8, "dropout": 0.2},
+    "asr_ctc.CtcConfig": {"weighted_layers": True, "freeze_encoder_steps": -1, "hidden": "blstm",
+                          "mask_probability": 0.0, "hidden_dim": 6, "projection_dim": 5,
+                          "spec_augment": {"frame_masks": 2, "channel_masks": 1}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_run_in_two_parts_is_the_run_in_one_bit_for_bit(name: str, tmp_path: Path) -> None:
+    cuts = noisy_cuts(tmp_path)
+    values = {
+        "data": {"train": [cuts], "valid": [cuts], "batch_seconds": 1, "max_batch_seconds": 0.6,
+                 "max_seconds": 0.6, "min_seconds": 0.1, "num_workers": 0},
+        "head": {"class_path": f"speechssl.heads.{name}", "init_args": HEADS[name]},
+        "encoder": to_dict(ENCODER),
+        "train": {"learning_rate": 1e-2, "device": "cpu", "tensorboard": False,
+                  "schedule": "constant", "warmup_fraction": 0.0, "log_every": 1,
+                  "valid_every": 3, "save_every": 3},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    words = ["--config", str(tmp_path / "config.yaml"), "--export", "last", "--output"]
+    for folder, steps in (("whole", 6), ("parts", 3), ("parts", 6)):
+        more = [str(tmp_path / folder), "--train.steps", str(steps)]
+        assert finetune.main([*words, *more]) == 0
+    states = [load_file(tmp_path / f / "model.safetensors") for f in ("whole", "parts")]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    if name.startswith("regress"):
+        assert states[0]["head.moments"].any()
+    else:  # features that are kept teach the same, masks included
+        more = [str(tmp_path / "kept"), "--train.steps", "6", "--cache", str(tmp_path / "cache")]
+        assert finetune.main([*words, *more]) == 0
+        kept = load_file(tmp_path / "kept" / "model.safetensors")
+        assert all(torch.equal(states[0][k], kept[k]) for k in kept)
