@@ -6,9 +6,10 @@ What `tools/query_by_example.py` and tasks of `speechssl suite` with `query` sha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def search(
@@ -20,6 +21,7 @@ def search(
     queries, recordings: ids that count, in their order; those without a frame are left out.
     cuts: manifests of both. Each dimension is brought to mean 0 and variance 1 over all of them.
     """
+    import numpy as np
     from tqdm import tqdm
 
     from speechssl.score.query import match, moments
@@ -44,6 +46,8 @@ def query_figures(
 
     Raises `ValueError` for a cut without the field, and where no recording holds a query.
     """
+    import numpy as np
+
     from speechssl.data.fields import field_values
     from speechssl.score.query import query_results
 

@@ -20,9 +20,10 @@ DESCRIPTION = """Run upstreams on tasks and compare them in one table:
 speechssl suite --tasks egs/realmini/suite/tasks --corpora DIR --upstreams "[logmel,PATH]"
 --output exp/suite
 
-A task is one YAML file: its corpus, how that is divided, a head, a metric. An upstream is logmel,
-random, a YAML file of an encoder (random weights), or a model's folder, own or of transformers.
-It stays frozen: it runs once per utterance, and heads of all learning rates read its features.
+A task is one YAML file: its corpus, how that is divided, a head (or a search), a metric. An
+upstream is logmel, random, a YAML file of an encoder (random weights), or a model's folder, own or
+of transformers. It stays frozen: it runs once per utterance, and heads of all learning rates read
+its features.
 
 Interrupted anywhere, the same command goes on. A missing corpus is named, and the other tasks run.
 suite.json, table.md and index.html are written after each cell; they show the tasks, upstreams and
@@ -144,6 +145,8 @@ def _check(options: SuiteOptions, tasks: dict[str, TaskConfig], upstreams: list[
             corpus = importlib.import_module(f"speechssl.corpora.{task.prepare}")
             words = prepare_words(task, options.corpora, Path(folder))
             parse(corpus.Config, words, prog=f"{prog}, prepare")
+            if task.query:
+                continue
             output = str(Path(folder) / name)
             Path(output + ".yaml").write_text(yaml.safe_dump(task.finetune))
             for upstream in upstreams:

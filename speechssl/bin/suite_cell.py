@@ -130,7 +130,8 @@ def run_cell(
             raise Interrupted(status)
     if "score" not in cell or list(cell.get("also", {})) != task.also:
         results = _pooled(task, folds, folder)
-        cell |= _figures(task, results) | _described(folds, folder)
+        described = results["described"] if task.query else _described(folds, folder)
+        cell |= _figures(task, results) | described
         cell |= {"seed": seed, "folds": len(folds)}
         cell["fold_scores"] = _fold_scores(task, folds, folder)
         cell["also"] = {name: figure(results, name) for name in task.also}
@@ -141,7 +142,7 @@ def run_cell(
 def _stamp(upstream: Upstream, task: TaskConfig, folds: list[Fold], seed: int, options: Any) -> str:
     own = to_dict(task)
     del own["also"]  # what is shown beside the score changes nothing
-    for name, usual in (("decode", {}), ("score", []), ("cache", True)):
+    for name, usual in (("decode", {}), ("score", []), ("cache", True), ("query", {})):
         if own[name] == usual:  # a cell of before there were such options goes on
             del own[name]
     values = [upstream.stamp, upstream.name, own, [f.number for f in folds], seed]
@@ -156,6 +157,7 @@ def _run_fold(
     import yaml
 
     from speechssl.bin import decode, finetune, score
+    from speechssl.bin.suite_query import run_query
     from speechssl.config import parse
 
     own = folder / f"fold{fold.number}"
@@ -163,6 +165,9 @@ def _run_fold(
     if (tested / "results.json").is_file():
         return 0
     own.mkdir(parents=True, exist_ok=True)
+    if task.query:
+        run_query(upstream.arguments, task, fold, seed, own)
+        return 0
     run = str(own / "run")
     data = str(Path(fold.train).parents[1] / "all")
     text = yaml.safe_dump(task.finetune, sort_keys=False).replace("{data}", data)

@@ -89,6 +89,19 @@ class TaskConfig:
     """Further options of `speechssl score`: [--tags, "true"]."""
     cache: bool = True
     """Whether features may be kept; false where training changes the wave, as mixing does."""
+    query: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """In place of all that: spoken queries are found by warping, and nothing is trained. field: of
+    the manifest, in which a query and the recordings that hold it agree; layers: to choose from,
+    default all. Queries of split.train choose the layer, those of split.valid are scored, both in
+    the recordings of split.test."""
+
+    def __post_init__(self) -> None:
+        if self.query and (set(self.query) - {"field", "layers"} or not self.query.get("field")):
+            raise ValueError(f"query: found {self.query}, want field, and layers if not all")
+        if self.query and (self.finetune or self.split.kind != "own"):
+            raise ValueError(
+                "query: found finetune too, or another split, want own and no finetune"
+            )
 
 
 def read_tasks(folder: str | Path, only: list[str]) -> dict[str, TaskConfig]:
@@ -110,7 +123,8 @@ def read_tasks(folder: str | Path, only: list[str]) -> dict[str, TaskConfig]:
         try:
             values = dict(yaml.safe_load(files[name].read_text()))
             # Kept as they are: the programs that they are for read them.
-            free = {k: dict(values.pop(k, {})) for k in ("finetune", "options", "decode")}
+            keys = ("finetune", "options", "decode", "query")
+            free = {k: dict(values.pop(k, {})) for k in keys}
             found[name] = dataclasses.replace(from_dict(TaskConfig, values), **free)
         except (ValueError, TypeError, yaml.YAMLError) as error:
             raise ValueError(f"{files[name]}: {error}") from None
@@ -140,7 +154,7 @@ def make_cuts(task: TaskConfig, corpora: str, folder: Path) -> list[Fold]:
     from speechssl.bin import prepare
 
     given = {"corpora": str(Path(corpora).resolve()), "task": to_dict(task)}
-    for other in ("finetune", "rates", "decode", "score", "cache", "also"):
+    for other in ("finetune", "rates", "decode", "score", "cache", "also", "query"):
         del given["task"][other]
     stamp = hashlib.blake2b(json.dumps(given, sort_keys=True).encode(), digest_size=8).hexdigest()
     mark = folder / "made.json"
@@ -219,6 +233,8 @@ def _divide(task: TaskConfig, folder: Path, corpora: str) -> list[Fold]:
         trials = None
         if split.trials:
             trials = split.trials.replace("{corpora}", corpora)
+            if not Path(trials).is_file():
+                raise ValueError(f"split.trials: found no {trials}, want it; {task.obtain}")
         elif split.kind == "verification":
             lines = trial_lines(parts["test"], split.field, split.same, split.different)
             (own / "trials.txt").write_text("".join(lines), encoding="utf-8")

@@ -16,7 +16,8 @@ NAMES = {
     "uar": "UAR", "accuracy": "accuracy", "macro_f1": "macro F1", "wer": "WER", "cer": "CER",
     "eer": "EER", "der": "DER", "slots.slot_type_f1": "slot type F1",
     "exact_match": "all slots right", "jer": "JER", "slots.slot_value_cer": "slot value CER",
-    "slots.slot_f1": "slot F1", "slots.superb_slot_type_f1": "slot type F1 as SUPERB's",
+    "map": "mAP", "slots.slot_f1": "slot F1",
+    "slots.superb_slot_type_f1": "slot type F1 as SUPERB's",
     "slots.superb_slot_value_cer": "slot value CER as SUPERB's",
 }  # fmt: skip
 """Figures that are shares, and are shown as percentages."""
@@ -197,7 +198,8 @@ def _task(suite: Mapping[str, Any], name: str, task: Mapping[str, Any]) -> str:
         cells = [c for c in suite["cells"] if c["task"] == name and c["sweeps"]]
         rates = list(cells[0]["sweeps"][0])
         kept = [row for row in sweeps if len(row) == len(rates) + 1]
-        text += "<h3>Validation figure of each learning rate</h3>" + table(["run", *rates], kept)
+        what = "layer" if task.get("query") else "learning rate"
+        text += f"<h3>Validation figure of each {what}</h3>" + table(["run", *rates], kept)
     return section(name, text + f'<div class="grid">{_weights(suite, name)}</div>')
 
 
@@ -224,7 +226,7 @@ def _cell(
         *(_shown(further.get(name), name) for name in also),
         cell["head"],
         str(cell["steps"]),
-        ", ".join(f"{rate:g}" for rate in cell["learning_rates"]),
+        ", ".join(f"{rate:g}" for rate in cell["learning_rates"]) or "—",
         f"{cell['trained_parameters']:,}",
         f"{cell['scored']} in {cell['folds']} fold{'s' * (cell['folds'] > 1)}",
         f"{least}{cost['wall_s']:.0f}",

@@ -271,6 +271,16 @@ def test_without_a_validation_split_a_share_of_the_training_cuts_validates(
                          tmp_path / "data")) == 3  # fmt: skip
 
 
+def test_trials_that_are_not_there_are_missed_before_anything_is_trained(
+    corpora: Path, tmp_path: Path
+) -> None:
+    split = TASKS["speakers"]["split"] | {"trials": "{corpora}/tiny/trials.txt"}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(TASKS["speakers"] | {"split": split}))
+    task = read_tasks(tmp_path, [])["x"]
+    with pytest.raises(ValueError, match=r"tiny/trials.txt, want it; make it"):
+        make_cuts(task, str(corpora), tmp_path / "data")
+
+
 def test_a_path_may_hold_an_equals_sign(tmp_path: Path) -> None:
     (tmp_path / "lr=1e-3").mkdir()
     for text, name in ((f"{tmp_path}/lr=1e-3", "lr=1e-3"), (f"it={tmp_path}/lr=1e-3", "it")):
