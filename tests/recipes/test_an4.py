@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,7 +197,7 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def test_the_table_compares_seeds_with_their_own_baselines(tmp_path: Path) -> None:
-    def results(place: str, **values: float) -> None:
+    def results(place: str, **values: Any) -> None:
         write_json(tmp_path / place / "results.json", values)
 
     for seed, wers in ((1, (0.5, 0.4)), (2, (0.3, 0.6))):
@@ -206,7 +207,7 @@ def test_the_table_compares_seeds_with_their_own_baselines(tmp_path: Path) -> No
         line = {"step": 100, "split": "train", "update_seconds": 24.0}
         (tmp_path / f"hubert/seed{seed}/it1/metrics.jsonl").write_text(json.dumps(line))
     # Only with the second seed, where it is worse.
-    results("tera/seed2/asr_pretrained_10/beam", wer=0.5, cer=0.1)
+    results("tera/seed2/asr_pretrained_10/beam", wer=0.5, cer=0.1, wer_ci95=[0.41, 0.63])
     for number in (1, 2, 10):
         folder = tmp_path / f"tera/seed2/it{number}"
         folder.mkdir()
@@ -224,6 +225,7 @@ def test_the_table_compares_seeds_with_their_own_baselines(tmp_path: Path) -> No
     assert done.stdout == text
     assert "| hubert | pretrained | 10 % | beam | 40.0 ± 14.1 | 10.0 ± 0.0 | 2 |" in text
     assert "| baselines | scratch | 10 % | beam | 45.0 ± 0.0 |" in text
+    assert "| tera | pretrained | 10 % | beam | 50.0 (41.0 to 63.0) | 10.0 | 1 |" in text
     gains = "hubert (+5.0 ± 127.1), tera (-5.0); with fewer seeds: tera (1 of 2)."
     assert f"10 %: WER beam %: not better with every seed: {gains}" in text
     assert "| 50.0 (1 of 2) † |" in text and "HuBERT:" not in text

@@ -27,7 +27,8 @@ BASELINES = {"random": ("random", "scratch"), "logmel": (None, "logmel")}
 
 
 def recognisers(exp: Path) -> list[str]:
-    """Lines of Markdown, one per objective, system, share of labels and decoding."""
+    """Lines of Markdown, one per objective, system, share of labels and decoding; of one seed with
+    the 95 % interval over utterances."""
     scores: dict[tuple[str, str, str], list[dict]] = {}
     for path in sorted(exp.glob("*/seed*/asr_*/*/results.json")):
         objective, system, method = path.parts[-5], path.parts[-3], path.parts[-2]
@@ -35,11 +36,19 @@ def recognisers(exp: Path) -> list[str]:
     lines = ["| objective | system | labels | decoding | WER % | CER % | seeds |", "|---" * 7 + "|"]
     for (objective, system, method), found in scores.items():
         labels = "10 %" if system.endswith("_10") else "all"
-        rates = [cell([row[rate] for row in found], 100, 1) for rate in ("wer", "cer")]
+        rates = [error_rate(found, name) for name in ("wer", "cer")]
         name = system.removeprefix("asr_").removesuffix("_10")
         cells = [objective, name, labels, method, *rates, str(len(found))]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def error_rate(found: list[dict], name: str) -> str:
+    """In percent: mean and deviation over seeds, or of one seed its interval over utterances."""
+    text = cell([one.get(name) for one in found], 100, 1)
+    if len(found) == 1 and (bounds := found[0].get(f"{name}_ci95")):
+        text += f" ({100 * bounds[0]:.1f} to {100 * bounds[1]:.1f})"
+    return text
 
 
 def row(folder: Path, probe: str, frozen: str | None, tuned: str) -> dict:
