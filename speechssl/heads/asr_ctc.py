@@ -42,6 +42,8 @@ class CtcConfig(HeadConfig):
     """Encoder layer that is read; -1 is the last."""
     weighted_layers: bool = False
     """Read a learnt weighted sum of all layers instead (for frozen encoders)."""
+    layers: list[int] = dataclasses.field(default_factory=list)
+    """weighted_layers: which, such as [4, 5, 6]; empty: all of them."""
     interface: InterfaceKind = "sum"
     """How weighted_layers joins them: sum, grouped, concat or convolution (heads.interfaces)."""
     groups: int = 1
@@ -103,6 +105,10 @@ class CtcConfig(HeadConfig):
                 f"interface: found {self.interface!r}, want weighted_layers: true with it, and no "
                 "intermediate_layers: it reads all layers, and may be of another width"
             )
+        if self.layers and not self.weighted_layers:
+            raise ValueError(
+                f"layers: found {self.layers}, want weighted_layers: true with them, or `layer`"
+            )
         if self.adapters.kind != "none" and self.freeze_encoder_steps >= 0:
             raise ValueError(
                 f"adapters.kind: found {self.adapters.kind} with freeze_encoder_steps "
@@ -126,7 +132,8 @@ class CtcHead(EncoderHead):
                 "the blank included)"
             )
         count = encoder.num_layers
-        self.layers = layer_numbers(None if config.weighted_layers else config.layer, count)
+        single = None if config.weighted_layers else config.layer
+        self.layers = layer_numbers(single, count, config.layers)
         self.intermediate = [layer_numbers(n, count)[0] for n in config.intermediate_layers]
         self.layer_sum = build_interface(
             config.interface,

@@ -6,6 +6,7 @@ Shape legend: B utterances, L samples, T frames, D width.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,8 @@ HeadT = TypeVar("HeadT", bound="FramesHead")
 class FramesConfig(HeadConfig):
     layer: int | None = None
     """Encoder layer that is read, -1 the last; none: all, joined as `interface` says."""
+    layers: list[int] = dataclasses.field(default_factory=list)
+    """Without `layer`: those that are joined, such as [4, 5, 6]; empty: all of them."""
     interface: InterfaceKind = "sum"
     """sum: a learnt weighted sum; grouped: one for each of `groups` blocks of channels; concat:
     side by side and projected; convolution: hierarchical, along the layers."""
@@ -44,6 +47,11 @@ class FramesConfig(HeadConfig):
     """What learns inside an encoder that is otherwise frozen; it then runs in training mode."""
 
     def __post_init__(self) -> None:
+        if self.layers and self.layer is not None:
+            raise ValueError(
+                f"layer, layers: found {self.layer} and {self.layers}, want one of them: a single "
+                "layer, or several that are joined"
+            )
         if self.adapters.kind != "none" and self.freeze_encoder_steps >= 0:
             raise ValueError(
                 f"adapters.kind: found {self.adapters.kind} with freeze_encoder_steps "
@@ -88,7 +96,7 @@ class FramesHead(EncoderHead):
 
     def __init__(self, config: FramesConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.layers = layer_numbers(config.layer, encoder.num_layers)
+        self.layers = layer_numbers(config.layer, encoder.num_layers, config.layers)
         self.layer_sum = build_interface(
             config.interface,
             len(self.layers),
@@ -113,8 +121,14 @@ class FramesHead(EncoderHead):
         return self
 
 
-def layer_numbers(layer: int | None, count: int) -> list[int]:
-    """The layers that `layer` means of an encoder with layers 0 to `count`; none: all of them."""
+def layer_numbers(layer: int | None, count: int, chosen: Sequence[int] = ()) -> list[int]:
+    """The layers that `layer` means of an encoder with layers 0 to `count`, in ascending order;
+    none: those `chosen`, or all of them."""
+    if layer is None and chosen:
+        found = sorted(layer_numbers(n, count)[0] for n in chosen)
+        if len(set(found)) < len(found):
+            raise ValueError(f"layers: found {list(chosen)}, want each of 0 to {count} once")
+        return found
     if layer is None:
         return list(range(count + 1))
     if not -1 <= layer <= count:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from utterance_heads import CLASSES, ENCODER, KINDS, batch, build, kind_name, one
 
+from speechssl.bin.cached_features import check_head
 from speechssl.bin.finetune import FinetuneConfig, build_encoder
 from speechssl.config import HeadConfig, from_class_path, to_dict
 from speechssl.contract import EncoderOutput
@@ -18,6 +19,7 @@ from speechssl.data.config import DataConfig
 from speechssl.encoders.log_mel import LogMelConfig
 from speechssl.encoders.multires import MultiresConfig
 from speechssl.encoders.transformer import TransformerConfig
+from speechssl.heads.asr_ctc import CtcConfig
 from speechssl.heads.classify import ClassifyConfig
 from speechssl.heads.interfaces import LayerSum
 from speechssl.heads.utterance import UtteranceHead
@@ -219,6 +221,26 @@ def test_the_sum_of_layers_is_that_of_the_featurizer(normalise: bool) -> None:
     ours, lengths = head.frames(data.wave, data.wave_lengths)
     theirs, others = featurizer(data.wave, data.wave_lengths)
     assert torch.equal(lengths, others) and (ours - theirs).abs().max() < 1e-6
+
+
+def test_some_layers_can_be_joined_instead_of_all() -> None:
+    options = {"normalise_layers": False, "freeze_encoder_steps": -1}
+    kind, data = (ClassifyConfig, options), batch()
+    some, whole = (build(kind, **more).eval() for more in ({"layers": [-1, 0]}, {}))
+    assert some.layers == check_head(some) == [0, 2]
+    state = some.state_dict() | {"layer_sum.weights": torch.tensor([0.3, -1e9, -0.4])}
+    whole.load_state_dict(state)
+    some.layer_sum.weights.data = torch.tensor([0.3, -0.4])
+    assert torch.allclose(answers(some, data), answers(whole, data), atol=1e-6)
+    for wrong, message in (([0, 0], "each of 0 to 2 once"), ([2, -1], "once"), ([3], "found 3")):
+        with pytest.raises(ValueError, match=message):
+            build(kind, layers=wrong)
+    with pytest.raises(ValueError, match="layer, layers: found 1 and"):
+        build(kind, layer=1, layers=[0, 2])
+    with pytest.raises(ValueError, match="want weighted_layers: true"):
+        CtcConfig(layers=[0, 1])
+    recogniser = CtcConfig(vocab_size=5, weighted_layers=True, layers=[2, 1])
+    assert recogniser.build(ENCODER.build()).layers == [1, 2]
 
 
 def test_uniform_weights_are_the_mean_and_a_large_one_is_its_layer() -> None:
