@@ -100,9 +100,9 @@ def measure(
         }
         if part is not None:
             here = part.to(device)
-            first = sample.frames[0].to(device)
             row["cca_mel"] = heldout_cca(points, mel, here)
-            row["cca_first"] = heldout_cca(points, first, here)
+            if place:
+                row["cca_first"] = heldout_cca(points, sample.frames[0].to(device), here)
         for name, (one_hot, groups) in classes.items():
             own = segments[name].layer(place).to(device)
             row[f"cka_{name}"] = float(cka_matrix([own, one_hot])[0, 1])

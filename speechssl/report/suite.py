@@ -198,8 +198,12 @@ def _task(suite: Mapping[str, Any], name: str, task: Mapping[str, Any]) -> str:
         cells = [c for c in suite["cells"] if c["task"] == name and c["sweeps"]]
         rates = list(cells[0]["sweeps"][0])
         kept = [row for row in sweeps if len(row) == len(rates) + 1]
-        what = "layer" if task.get("query") else "learning rate"
-        text += f"<h3>Validation figure of each {what}</h3>" + table(["run", *rates], kept)
+        measured, what = metric, "layer"
+        if not task.get("query"):
+            chosen_by = task.get("finetune", {}).get("train", {}).get("best_metric")
+            measured, what = chosen_by or "its figure", "learning rate"
+        heading = f"<h3>Validation: {escape(str(measured))} of each {what}</h3>"
+        text += heading + table(["run", *rates], kept)
     return section(name, text + f'<div class="grid">{_weights(suite, name)}</div>')
 
 

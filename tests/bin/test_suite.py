@@ -152,6 +152,7 @@ def test_the_table_and_the_page(corpora: Path, done: Path) -> None:
     }
     assert str(corpora / "encoder") in page  # what the row `small` is
     assert f"{os.cpu_count()} cores" in page
+    assert "Validation: accuracy of each learning rate" in page
 
 
 def test_what_is_done_is_not_done_again_and_a_seed_adds_to_it(

@@ -76,7 +76,7 @@ def test_the_layer_is_chosen_with_other_queries_and_nothing_is_trained(
     train, valid = "cuts_train.jsonl.gz", "cuts_valid.jsonl.gz"
     assert searched == [(0, train), (0, valid), (0, train), (1, train), (2, train), (best, valid)]
     page = (corpora / "out/index.html").read_text()
-    assert "Validation figure of each layer" in page and "mAP %" in page
+    assert "Validation: map of each layer" in page and "mAP %" in page
     # What was searched is not searched again.
     (corpora / "out/runs/small/tones/seed1/cell.json").unlink()
     (corpora / "out/runs/small/tones/seed1/fold1/test/results.json").unlink()
