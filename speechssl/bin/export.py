@@ -14,7 +14,8 @@ DESCRIPTION = """Write a checkpoint or a public model as files that other progra
 
 Training writes model.safetensors and model.json itself at its end; export serves runs that were
 stopped, other checkpoints of a run, models of other libraries, and other forms. With --fuse several
-encoders become one, whose frames are theirs side by side: an upstream like any other."""
+encoders become one, whose frames are theirs side by side: an upstream like any other. Heads with
+their adapters, --form head, are small files, and go on their encoder again with --head."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,15 @@ class ExportConfig:
     fuse: list[str] = dataclasses.field(default_factory=list)
     """Instead of either: two encoders or more to be joined, such as '[exp/hubert,logmel.yaml]':
     models that open here, or YAML files with `encoder`."""
+    head: str | None = None
+    """With model: folder of form head, whose head is put on that model's encoder."""
     output: str | None = None
     """Where to write; default: the run's folder."""
     which: Literal["last", "best"] = "last"
     """Of a run's folder: its newest checkpoint, or that of its best validation."""
-    form: Literal["speechssl", "transformers", "torchaudio", "onnx", "torch"] = "speechssl"
-    """transformers: a folder that AutoModel or AutoModelForCTC opens; torchaudio: a state dict with
+    form: Literal["speechssl", "head", "transformers", "torchaudio", "onnx", "torch"] = "speechssl"
+    """head: what a run on a frozen encoder has learnt, alone: the head, adapters and tuned biases;
+    transformers: a folder that AutoModel or AutoModelForCTC opens; torchaudio: a state dict with
     its settings beside; onnx, torch (torch.export's .pt2): graphs with open time axis."""
     layers: list[int] | None = None
     """Layers that a graph gives, as '[6,9]'; default the last."""
@@ -46,6 +50,13 @@ class ExportConfig:
             raise ValueError(
                 f"fuse: found {len(self.fuse)} with form {self.form} and output {self.output}, "
                 "want two encoders or more, form speechssl, and a folder"
+            )
+        alone = self.head is None or (self.model is not None and self.form == "speechssl")
+        if not alone or (self.output is None and (self.head or self.form == "head")):
+            raise ValueError(
+                f"head, form: found head {self.head} with model {self.model}, form {self.form} and "
+                f"output {self.output}, want a model and form speechssl with a head, and a folder "
+                "for it and for form head"
             )
 
 
@@ -63,6 +74,12 @@ def run(config: ExportConfig) -> str:
     """Export, and return what was written."""
     if config.fuse:
         return _fused(config.fuse, str(config.output))
+    if config.head is not None:
+        from speechssl.hub.fuse import open_encoder
+        from speechssl.hub.head_file import join_head
+
+        join_head(open_encoder(str(config.model)), config.head, str(config.output))
+        return str(config.output)
     if config.checkpoint is not None and config.form == "speechssl" and not config.parity:
         return _from_checkpoint(config, config.output)
     with tempfile.TemporaryDirectory() as scratch:
@@ -109,6 +126,12 @@ def _from_model(config: ExportConfig, source: str) -> str:
     from speechssl.hub.export import write
 
     output = config.output
+    if config.form == "head":
+        from speechssl.hub.head_file import write_head
+        from speechssl.model_file import open_model
+
+        write_head(open_model(source), str(output))
+        return str(output)
     if output is None:
         if config.form != "speechssl" or config.checkpoint is None:
             raise ValueError(
