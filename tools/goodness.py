@@ -4,10 +4,10 @@ phones.
 python tools/goodness.py --model exp/phones --cuts phones_test.jsonl.gz --output exp/phones/gop
 
 The recogniser is a CTC model over texts of phones (tools/phone_text.py). Without human scores a
-share of the canonical phones is replaced by others, which were therefore not said; the AUC says how
-often a phone that was said scores higher. With --scores, a field that holds one number per phone
-(speechocean762's phones-accuracy, 0 to 2), the correlation with them. Writes gop.jsonl and
-results.json.
+share of the canonical phones is replaced by others, which were therefore not said, each as often as
+it is said elsewhere; the AUC says how often a phone that was said scores higher. With --scores, a
+field that holds one number per phone (speechocean762's phones-accuracy, 0 to 2), the correlation
+with them. Writes gop.jsonl and results.json.
 
 With --labels the recogniser's alignment of the phones asked for becomes labels of frames, in the
 stores OUTPUT/asked and OUTPUT/said, with phones.json, for a head to learn from
@@ -18,7 +18,9 @@ on the recogniser's alignment.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,9 +106,13 @@ def asked_of(
     phones = [i for i in range(1, tokenizer.size) if i != space]
     rate = model.encoder.frame_rate_hz * model.config.upsample
     heard = dict(log_probs(model, options.cuts))
-    for number, cut in enumerate(cut_rows(options.cuts)):
+    cuts = list(cut_rows(options.cuts))
+    spoken = [[t for t in tokenizer.encode(cut["supervisions"][0]["text"]) if t != space]
+              for cut in cuts]  # fmt: skip
+    # As often as each is said: else rare phones would be known for wrong by their names alone.
+    counts = collections.Counter(itertools.chain(*spoken))
+    for number, (cut, said) in enumerate(zip(cuts, spoken, strict=True)):
         first = cut["supervisions"][0]
-        said = [t for t in tokenizer.encode(first["text"]) if t != space]
         human = _flat((first.get("custom") or {}).get(options.scores)) if options.scores else None
         if human is not None and len(human) != len(said):
             raise SystemExit(
@@ -116,7 +122,9 @@ def asked_of(
         asked, right = list(said), [True] * len(said)
         for i in range(len(said)) if human is None else ():
             if random.random() < options.replaced:
-                asked[i] = int(random.choice([p for p in phones if p != said[i]]))
+                others = [p for p in phones if p != said[i] and counts[p]]
+                weights = np.array([counts[p] for p in others], dtype=np.float64)
+                asked[i] = int(random.choice(others, p=weights / weights.sum()))
                 right[i] = False
         # A word boundary is no phone: it goes to the blank.
         posteriors = heard.get(cut["id"], np.empty((0, tokenizer.size))).copy()

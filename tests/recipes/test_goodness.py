@@ -6,7 +6,9 @@ import itertools
 import json
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import soundfile
 
 from speechssl.bin import finetune
 from speechssl.corpora.manifest import JsonlWriter, cut_row, read_header
+from speechssl.data.fields import cut_rows
 from speechssl.data.label_store import LabelStore
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +113,40 @@ def test_labels_are_the_phones_asked_for_where_they_are_aligned(
     with pytest.raises(SystemExit, match="found the score 2, want less than --grades 2"):
         goodness(monkeypatch, *given, "--labels", "--scores", "scores", "--grades", 2, "--output",
                  tmp_path / "few")  # fmt: skip
+
+
+def test_a_phones_name_does_not_tell_whether_it_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frequent and rare phones are replacements as often as they are said."""
+    cuts = write_cuts(tmp_path, "train", 60, seconds=0.03)
+    rows = list(cut_rows([str(cuts)]))
+    random = np.random.default_rng(0)
+    writer = JsonlWriter(cuts)
+    for row in rows:  # only the texts count here
+        letters = random.choice(list("aaaaaaaabbbbccdef"), 6)
+        row["supervisions"][0]["text"] = "".join(letters)
+        writer.write(row)
+    writer.close()
+    names = runpy.run_path(str(ROOT / "tools/goodness.py"))
+    tokens = SimpleNamespace(
+        symbols=["", " ", *TONES], size=8, encode=lambda text: [2 + ord(x) - 97 for x in text]
+    )
+    model = SimpleNamespace(
+        encoder=SimpleNamespace(frame_rate_hz=100), config=SimpleNamespace(upsample=1)
+    )
+    asked_of = names["asked_of"]
+    flat = {row["id"]: np.full((20, 8), -2.0) for row in rows}
+    monkeypatch.setitem(asked_of.__globals__, "log_probs", lambda *_: flat.items())
+    options = SimpleNamespace(cuts=[str(cuts)], scores=None, seed=0, replaced=0.5)
+    counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    for one in asked_of(model, tokens, options, []):
+        for phone, said in zip(one.phones, one.said, strict=True):
+            counts[said][phone] += 1
+    shares = {k: {p: n / c.total() for p, n in c.items()} for k, c in counts.items()}
+    assert counts[True].total() + counts[False].total() == 360
+    # Expected are 0.30 and 0.28; drawn evenly, 0.11 and 0.15.
+    assert shares[False]["a"] > 0.2 < shares[False]["b"] and shares[False]["f"] < 0.14
 
 
 def test_a_heads_score_is_the_mean_of_its_own_output(

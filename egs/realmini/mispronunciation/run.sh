@@ -3,7 +3,7 @@
 #
 # The recogniser learns the canonical phones of speechocean762's training speakers (native speakers of
 # Mandarin, half of them children). The shared subset has no human scores, so a fifth of the test
-# speakers' phones is replaced by others, and the AUC says how well goodness tells those that were
+# speakers' phones is replaced by others, as often as they are said, and the AUC says how well goodness tells those that were
 # said. That is easier than real mispronunciations, which are near to what was asked. With human
 # scores in the manifest: tools/goodness.py --scores FIELD gives the correlation with them.
 #
