@@ -3,9 +3,10 @@
 #
 # The recogniser learns the canonical phones of speechocean762's training speakers (native speakers of
 # Mandarin, half of them children). The shared subset has no human scores, so a fifth of the test
-# speakers' phones is replaced by others, as often as they are said, and the AUC says how well goodness tells those that were
-# said. That is easier than real mispronunciations, which are near to what was asked. With human
-# scores in the manifest: tools/goodness.py --scores FIELD gives the correlation with them.
+# speakers' phones is replaced by others, each as often as it is said, and the AUC says how well goodness
+# tells those that were said. That is easier than real mispronunciations, which are near to what was
+# asked. With human scores in the manifest: tools/goodness.py --scores FIELD gives the correlation with
+# them.
 #
 # Then a head is trained to tell phones that were said from replaced ones, frame by frame, on the
 # recogniser's alignment of the training speakers' (speechssl/heads/pronounce.py), and judged the same way;
