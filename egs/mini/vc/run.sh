@@ -12,8 +12,9 @@
 #   ./run.sh --vocoder griffin_lim             # without training one
 #
 # Upstreams: logmel (frames of the front end), random (the encoder before training), hubert, wavlm and
-# contentvec (pretrained here, on the MFCC clusters of ../ssl), hubert_units (HuBERT's frames as one of
-# 200 units). Encoders are at 50 frames per second: at the 25 of ../ssl words are lost (RESULTS.md).
+# contentvec (pretrained here, on the MFCC clusters of ../ssl; contentvec from hubert's weights),
+# hubert_units (HuBERT's frames as one of 200 units). Encoders are at 50 frames per second: at the 25
+# of ../ssl words are lost (RESULTS.md).
 # What ../ssl has not made yet is made by its recipe. Hardware: two CPU cores, 4 GB of memory.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -102,7 +103,9 @@ pretrain() { # hubert, wavlm or contentvec
   local config=../objectives/conf/$1.yaml special=()
   if [[ $1 == contentvec ]]; then
     config=../content/conf/contentvec.yaml
-    special=(--data.labels.speakers "$exp/speakers" --objective.speakers "$(cat "$exp/speakers.number")")
+    # From HuBERT's weights: from random ones it has not learnt the words in as few updates (RESULTS.md).
+    special=(--data.labels.speakers "$exp/speakers" --objective.speakers "$(cat "$exp/speakers.number")"
+      --init_from "$dir/hubert/encoder")
   fi
   run "$dir/$1/pretrain" train speechssl.bin.pretrain --config "$config" \
     --data.train "[$ssl_data/cuts_train.jsonl.gz]" --data.valid "[$ssl_data/cuts_valid.jsonl.gz]" \
@@ -114,7 +117,11 @@ pretrain() { # hubert, wavlm or contentvec
 }
 
 learn() { # vocoder, verifier, or an upstream to pretrain
-  case $1 in vocoder | verifier) "learn_$1" ;; *) pretrain "$1" ;; esac
+  case $1 in
+    vocoder | verifier) "learn_$1" ;;
+    contentvec) pretrain hubert && pretrain contentvec ;;
+    *) pretrain "$1" ;;
+  esac
 }
 
 synthesiser=$vocoder
@@ -132,7 +139,8 @@ for seed in $seeds; do
     }
     [[ $vocoder == spectral && $seed == "$first" ]] && names+=(vocoder)
     [[ " $upstreams " == *" wavlm "* ]] && names+=(wavlm)
-    [[ " $upstreams " == *" hubert"* ]] && names+=(hubert) # units are of its frames
+    # Units are of HuBERT's frames; ContentVec's job pretrains it too.
+    [[ " $upstreams " == *" hubert"* && " ${names[*]-} " != *" contentvec "* ]] && names+=(hubert)
     [[ $seed == "$first" ]] && names+=(verifier)
     ((${#names[@]})) && side_by_side "$jobs" learn "${names[@]}"
     if [[ " $upstreams " == *" hubert_units "* ]]; then
