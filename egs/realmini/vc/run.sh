@@ -33,6 +33,7 @@ seeds=1             # seeds, separated by blanks
 steps=600           # updates of the head
 changed_voices=1    # share of the target's utterances that the upstream hears in other voices
 vocoder=spectral    # spectral (trained here), griffin_lim, or a trained vocoder's folder
+refine=16           # iterations of Griffin-Lim from a trained vocoder's phases; 0: as they are
 vocoder_corpora=vctk_sample,ljspeech_sample,librispeech_sample,an4  # whose training speech it learns from
 vocoder_steps=2000  # updates of the vocoder
 verifier_corpora=an4,speechocean762  # whose training speakers teach the verifier
@@ -79,6 +80,7 @@ stage 1 "manifests, and what is converted" && {
 
 synthesiser=$vocoder
 [[ $vocoder == spectral ]] && synthesiser=$exp/$corpus/vocoder
+[[ $vocoder == griffin_lim ]] && refine=0
 stage 7 "vocoder and verifier" && {
   if [[ $vocoder == spectral ]]; then
     # The vocoder hears neither the sources nor the references of the test.
@@ -113,7 +115,7 @@ for seed in $seeds; do
     run "$exp/$corpus/natural" speechssl decode --model "$exp/verifier" --cuts "$natural" \
       --output "$exp/$corpus/natural"
     run "$made" speechssl convert-voice --model "$dir" --vocoder "$synthesiser" \
-      --input "$own/cuts_source_test.jsonl.gz" --output "$made"
+      --refine "$refine" --input "$own/cuts_source_test.jsonl.gz" --output "$made"
     run "$made/speaker" speechssl decode --model "$exp/verifier" --cuts "$made/cuts.jsonl.gz" \
       --output "$made/speaker"
     if [[ -n $recogniser ]]; then
