@@ -73,11 +73,12 @@ def test_each_upstream_is_pretrained_tuned_converted_and_scored(copy: Copy) -> N
     assert verbs(calls[:2]) == ["synth", "local/divide.py"] and "--parallel true" in calls[0]
     pretrained = [c for c in calls if "bin.pretrain" in c]
     assert [option(c, "output")[0] for c in pretrained] == [
-        f"exp/seed1/{name}/encoder" for name in ("contentvec", "wavlm", "hubert")
+        f"exp/seed1/{name}/encoder" for name in ("hubert", "contentvec", "wavlm")
     ]
     assert all("--data.labels.kmeans ../ssl/exp/km_mfcc/labels" in c for c in pretrained)
     assert all("--objective.encoder.mel_hop_samples 320 " in c for c in pretrained)
-    assert ["--objective.speakers 9" in c for c in pretrained] == [True, False, False]
+    assert ["--objective.speakers 9" in c for c in pretrained] == [False, True, False]
+    assert [option(c, "init_from") for c in pretrained] == [[], ["exp/seed1/hubert/encoder"], []]
     tuned = {option(c, "output")[0]: c for c in calls if "bin.finetune" in c}
     verifier = tuned.pop("exp/verifier")
     assert "conf/verifier.yaml" in verifier and "cuts_verifier_train" in verifier
