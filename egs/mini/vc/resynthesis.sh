@@ -11,7 +11,7 @@
 #   others   the same sentences by other speakers, in the target's voice: what is nearer to its source than to
 #            the target has kept the speaker.
 # Encoder, vocoder, verifier and corpus are those of ./run.sh. Scores: RESULTS.md. Hardware: two CPU cores, about
-# half an hour.
+# forty minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
