@@ -30,6 +30,7 @@ from speechssl.heads.frames import EncoderHead, layer_numbers
 from speechssl.heads.interfaces import InterfaceKind, build_interface
 from speechssl.nn.adapters import AdapterConfig
 from speechssl.nn.ctc import BLANK, alignable, ctc_sum, text_targets
+from speechssl.nn.log_mel import normalise_frames
 from speechssl.nn.masking import channel_mask, span_mask
 from speechssl.nn.spec_augment import SpecAugmentConfig, spec_augment
 
@@ -50,6 +51,9 @@ class CtcConfig(HeadConfig):
     """grouped: blocks of channels with weights of their own."""
     normalise_layers: bool = False
     """Bring each frame that is read to mean 0 and variance 1 first (not in SUPERB)."""
+    standardise: bool = False
+    """Then bring each channel to mean 0 and variance 1 over the utterance. A linear output layer
+    learns from any encoder's channels alike then, however far from 0 they lie (not in SUPERB)."""
     upsample: int = 1
     """Output frames per encoder frame; 2 for encoders of 25 frames per second."""
     spec_augment: SpecAugmentConfig = dataclasses.field(default_factory=SpecAugmentConfig)
@@ -208,6 +212,9 @@ class CtcHead(EncoderHead):
             out = self.encoder(wave, wave_lengths, layers=wanted, **masks)
         read = [self.layer_sum.join(out, self.layers)]
         read += [self.layer_sum.read(out, n) for n in intermediate]
+        if self.config.standardise:
+            padding = padding_mask(out.lengths, read[0].shape[1])
+            read = [normalise_frames(x, padding) for x in read]
         if self.training and seeds is not None:
             augment = self.config.spec_augment
             read = [spec_augment(x, out.lengths, seeds, augment) for x in read]

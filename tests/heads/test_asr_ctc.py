@@ -112,6 +112,7 @@ KINDS: list[dict[str, Any]] = [
     {"weighted_layers": True},
     {"weighted_layers": True, "interface": "convolution", "upsample": 2},
     {"weighted_layers": True, "interface": "grouped", "groups": 2, "normalise_layers": True},
+    {"weighted_layers": True, "standardise": True},
     {"upsample": 2},
     {"hidden": "mlp", "hidden_layers": 2, "hidden_dim": 24},
     {"hidden": "blstm", "hidden_dim": 12},
@@ -156,6 +157,20 @@ def test_padding_does_not_change_log_probs(changes: dict[str, Any]) -> None:
     alone, length = model.log_probs(data.wave[1:2, : data.wave_lengths[1]], data.wave_lengths[1:2])
     assert int(length) == int(lengths[1]) == alone.shape[1]
     assert (together[1, : int(length)] - alone[0]).abs().max() < 1e-5
+
+
+def test_standardised_channels_are_read_whatever_their_place_and_scale() -> None:
+    """An encoder whose last norm scales and shifts each channel changes only other heads."""
+    for standardise in (True, False):
+        config = CtcConfig(vocab_size=VOCAB, dropout=0.0, standardise=standardise)
+        plain, moved = (config.build(encoder(pre_norm=True)).eval() for _ in range(2))
+        moved.load_state_dict(plain.state_dict())
+        norm: Any = moved.encoder.layer_norm
+        with torch.no_grad():
+            norm.weight.mul_(torch.linspace(0.5, 30.0, 32))
+            norm.bias.add_(torch.linspace(-50.0, 50.0, 32))
+        found = [m.log_probs(batch().wave, batch().wave_lengths)[0] for m in (plain, moved)]
+        assert torch.allclose(*found, atol=1e-3) is standardise
 
 
 def test_an_utterance_that_cannot_be_aligned_is_counted_and_left_out() -> None:

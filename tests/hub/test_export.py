@@ -155,7 +155,9 @@ def test_a_blank_elsewhere_becomes_id_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{"upsample": 2}, {"normalise_layers": True}, {"projection_dim": 8}], ids=str
+    "more",
+    [{"upsample": 2}, {"normalise_layers": True}, {"standardise": True}, {"projection_dim": 8}],
+    ids=str,
 )
 def test_a_head_that_others_do_not_have_is_refused(more: dict, tmp_path: Path) -> None:
     model = _recogniser(tmp_path, **more)
