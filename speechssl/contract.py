@@ -244,6 +244,11 @@ class Objective(nn.Module):
         """Called after each optimiser update; overriders (EMA, codebooks) call super."""
         self.step.fill_(step)
 
+    def summary(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """What a validation reports, given its means: default these. For figures that are not the
+        mean of anything, such as a correlation, which follow from means of other things."""
+        return means
+
     def exported_head(self) -> Mapping[str, Any] | None:
         """class_path and init_args of the head that is exported with the encoder, from the tensors
         of the same names here; default: none."""

@@ -13,6 +13,7 @@ Shape legend: B utterances, L samples, N numbers.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -24,6 +25,9 @@ from speechssl.nn.update_sums import UpdateSums
 
 STEPS = 65535
 """A label store holds integers: a number is the place of its value between low and high."""
+
+MOMENTS = ("predicted", "true", "predicted_squared", "true_squared", "product")
+"""Means over a validation's utterances, of each dimension, that its CCC follows from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,21 @@ class RegressHead(PooledHead):
             losses = 1 - ccc + ccc / spread + (ccc * x.square() - 2 * x * y) / spread
         total = losses.mean(1).sum()
         squares = errors.detach().mean(1).sum()
-        return Loss(total, count, {"loss": (total.detach(), count), "mse": (squares, count)})
+        logs = {"loss": (total.detach(), count), "mse": (squares, count)}
+        if not self.training:
+            parts = torch.stack([x, y, x.square(), y.square(), x * y]).sum(1)  # (5, N)
+            for name, row in zip(self.config.dimensions, parts.T, strict=True):
+                logs |= {f"{part}_{name}": (z, count) for part, z in zip(MOMENTS, row, strict=True)}
+        return Loss(total, count, logs)
+
+    def summary(self, means: Mapping[str, float]) -> dict[str, float]:
+        """With `ccc`: the concordance correlation over the whole validation, mean over N."""
+        kept, found = dict(means), []
+        for name in self.config.dimensions:
+            x, y, xx, yy, xy = (kept.pop(f"{part}_{name}") for part in MOMENTS)
+            spread = xx - x * x + yy - y * y + (x - y) ** 2
+            found.append(2 * (xy - x * y) / spread if spread > 0 else 0.0)
+        return kept | {"ccc": sum(found) / len(found)}
 
     def after_update(self, step: int) -> None:
         super().after_update(step)

@@ -41,8 +41,12 @@ def output_layer(model: Model) -> nn.Linear | None:
         return head.linear
     config = getattr(head, "config", None)
     plain = {"layer": (-1, model.num_layers), "weighted_layers": (False,), "upsample": (1,)}
-    plain |= {"hidden": ("none",), "projection_dim": (0,), "normalise_layers": (False,),
-              "standardise": (False,)}
+    plain |= {
+        "hidden": ("none",),
+        "projection_dim": (0,),
+        "normalise_layers": (False,),
+        "standardise": (False,),
+    }
     wrong = [k for k, wanted in plain.items() if getattr(config, k, None) not in wanted]
     if wrong:
         raise ValueError(

@@ -260,7 +260,7 @@ class Trainer:
         figures = log.means(dist.gather_objects(sums.values()))
         if not figures:
             raise ValueError("validation: nothing was scored; is the validation set empty?")
-        return figures
+        return dict(self.objective.summary(figures))
 
     def _even(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
         """Under FSDP2 all ranks must make equally many passes: the early ones repeat theirs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from task_heads import NUMBERS, SLOTS, build, task_batch
@@ -11,6 +12,7 @@ from task_heads import NUMBERS, SLOTS, build, task_batch
 from speechssl.heads.regress import STEPS, RegressConfig
 from speechssl.heads.slots import SlotsConfig
 from speechssl.score.regression import ccc
+from speechssl.train import log
 
 SLOT_KIND = (SlotsConfig, {**SLOTS, "projection_dim": 12})
 NUMBER_KIND = (RegressConfig, {**NUMBERS, "projection_dim": 12, "memory": 0.0})
@@ -79,6 +81,24 @@ def test_running_moments_lead_where_the_concordance_is_high() -> None:
         head.after_update(step)
     found = linear(x[300:]).detach()[:, 0].numpy()
     assert ccc(found, y[300:, 0].numpy()) > 0.84
+
+
+def test_validation_reports_the_concordance_over_all_batches() -> None:
+    head = build(NUMBER_KIND).eval()
+    sums, found, truths = log.Sums(torch.device("cpu")), [], []
+    with torch.no_grad():
+        for i in range(3):
+            data = task_batch(head)
+            data = dataclasses.replace(data, wave=data.wave.roll(500 * i, 1))
+            sums.add(head(data))
+            found.append(head.values(data.wave, data.wave_lengths)[0])
+            truths.append(head._truth(data) * head.deviation + head.mean)
+    means = log.means([sums.values()])
+    figures = head.summary(means)
+    x, y = torch.cat(found).numpy(), torch.cat(truths).numpy()
+    expected = np.mean([ccc(y[:, i], x[:, i]) for i in range(x.shape[1])])
+    assert figures["ccc"] == pytest.approx(float(expected), abs=1e-4)
+    assert set(figures) == {"loss", "mse", "ccc"} and figures["mse"] == means["mse"]
 
 
 def test_the_moments_are_of_what_is_scored() -> None:
