@@ -93,7 +93,7 @@ def run(config: PretrainConfig) -> int:
         data = probed(data, objective, config.train.precision, config.memory_gb)
     train = open_source(data, hop_samples=hop, split="train")
     valid = open_source(data, hop_samples=hop, split="valid") if data.valid else None
-    trainer = Trainer(config.train, objective, train, valid, config.output)
+    trainer = Trainer(config.train, objective, train, valid, config.output, front_rank=True)
     result = trainer.fit()
     if result.finished:
         state = trainer.export_state("last")

@@ -28,6 +28,7 @@ from speechssl import dist
 from speechssl.contract import Batch, BatchSource, Objective, Update
 from speechssl.train import checkpoint, log, optim, parallel
 from speechssl.train.config import TrainConfig
+from speechssl.train.front_rank import FrontRank
 from speechssl.train.guard import Guard
 from speechssl.train.journal import Journal
 from speechssl.train.precision import autocast
@@ -57,7 +58,10 @@ def seed_all(*parts: int) -> None:
 
 
 class Trainer:
-    """Train `objective` on `train` in the folder `output`; resume what lies there."""
+    """Train `objective` on `train` in the folder `output`; resume what lies there.
+
+    front_rank: validation also reports the effective rank of the front end's frames.
+    """
 
     def __init__(
         self,
@@ -66,12 +70,15 @@ class Trainer:
         train: BatchSource,
         valid: BatchSource | None,
         output: str | Path,
+        *,
+        front_rank: bool = False,
     ) -> None:
         self.config = config
         self.objective = objective
         self.train = train
         self.valid = valid
         self.output = Path(output)
+        self.front_rank = front_rank
         self.device = dist.init(config.device)
         if config.deterministic:
             # cuBLAS reads it when its first handle is made.
@@ -246,12 +253,14 @@ class Trainer:
         """Means of loss and logs over one pass, with the averaged weights if there are any."""
         assert self.valid is not None
         self.objective.eval()
-        sums = log.Sums(self.device)
-        with self.average.in_place() if self.average else nullcontext():
+        sums, rank = log.Sums(self.device), FrontRank()
+        watched = rank.watch(self.objective.encoder) if self.front_rank else nullcontext()
+        with watched, self.average.in_place() if self.average else nullcontext():
             for i, (batch, counts) in enumerate(self._even(self.valid.one_pass())):
                 if batch.filler and self.parallel != "fsdp2":
                     continue
                 seed_all(self.config.seed, VALIDATION, i, dist.rank())
+                rank.paused = batch.filler or not counts
                 with autocast(self.config.precision, self.device.type):
                     loss = self.objective(batch.to(self.device))
                 if counts and not batch.filler:
@@ -260,7 +269,7 @@ class Trainer:
         figures = log.means(dist.gather_objects(sums.values()))
         if not figures:
             raise ValueError("validation: nothing was scored; is the validation set empty?")
-        return dict(self.objective.summary(figures))
+        return {**self.objective.summary(figures), **(rank.figures() if self.front_rank else {})}
 
     def _even(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
         """Under FSDP2 all ranks must make equally many passes: the early ones repeat theirs."""
