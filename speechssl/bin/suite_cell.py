@@ -284,15 +284,17 @@ def _described(folds: list[Fold], folder: Path) -> dict[str, Any]:
 
 def _short(head: dict[str, Any]) -> str:
     """A head's class and its options that say which network it is."""
-    said = ["network", "pooling", "hidden", "hidden_layers", "projection_dim", "channels"]
+    said = "network pooling hidden hidden_layers projection_dim channels standardise".split()
     options = head["init_args"]
     if options.get("network") == "pooled":
         said.remove("channels")
     if options.get("hidden") == "none":
         said.remove("hidden_layers")
     values = {k: options[k] for k in said if options.get(k) not in (None, 0, "none")}
-    shown = ", ".join(f"{k} {v}" for k, v in values.items())
-    return f"{head['class_path'].rsplit('.', 1)[-1].removesuffix('Config')} ({shown})"
+    shown = ["linear"] if options.get("hidden") == "none" else []
+    shown += [k if v is True else f"{k} {v}" for k, v in values.items()]
+    name = head["class_path"].rsplit(".", 1)[-1].removesuffix("Config")
+    return f"{name} ({', '.join(shown)})" if shown else name
 
 
 def _layer_weights(tested: Path) -> list[float]:
