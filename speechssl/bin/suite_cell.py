@@ -284,7 +284,8 @@ def _described(folds: list[Fold], folder: Path) -> dict[str, Any]:
 
 def _short(head: dict[str, Any]) -> str:
     """A head's class and its options that say which network it is."""
-    said = "network pooling hidden hidden_layers projection_dim channels standardise".split()
+    said = ["network", "pooling", "hidden", "hidden_layers", "projection_dim", "channels",
+            "standardise"]  # fmt: skip
     options = head["init_args"]
     if options.get("network") == "pooled":
         said.remove("channels")
