@@ -104,7 +104,7 @@ def asked_of(
     """What is asked for in each cut, aligned; skipped: gets the ids of cuts that are too short."""
     space = tokenizer.symbols.index(" ")
     phones = [i for i in range(1, tokenizer.size) if i != space]
-    rate = model.encoder.frame_rate_hz * model.config.upsample
+    rate = model.encoder.frame_rate_hz * model.factor
     heard = dict(log_probs(model, options.cuts))
     cuts = list(cut_rows(options.cuts))
     spoken = [[t for t in tokenizer.encode(cut["supervisions"][0]["text"]) if t != space]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -33,6 +34,9 @@ from speechssl.nn.ctc import BLANK, alignable, ctc_sum, text_targets
 from speechssl.nn.log_mel import normalise_frames
 from speechssl.nn.masking import channel_mask, span_mask
 from speechssl.nn.spec_augment import SpecAugmentConfig, spec_augment
+
+LEAST_RATE_HZ = 50
+"""Frames per second that `upsample: 0` reaches: those of HuBERT."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,8 @@ class CtcConfig(HeadConfig):
     """Then bring each channel to mean 0 and variance 1 over the utterance. A linear output layer
     learns from any encoder's channels alike then, however far from 0 they lie (not in SUPERB)."""
     upsample: int = 1
-    """Output frames per encoder frame; 2 for encoders of 25 frames per second."""
+    """Output frames per encoder frame; 2 for encoders of 25 frames per second. 0: as many as make
+    50 frames per second or more, of any encoder."""
     spec_augment: SpecAugmentConfig = dataclasses.field(default_factory=SpecAugmentConfig)
     """What of the frames that are read is set to 0 in training. It acts behind the encoder, so that
     a frozen one's features may be kept."""
@@ -93,8 +98,8 @@ class CtcConfig(HeadConfig):
     """What learns inside an encoder that is otherwise frozen; it then runs in training mode."""
 
     def __post_init__(self) -> None:
-        if self.upsample < 1:
-            raise ValueError(f"upsample: found {self.upsample}, want at least 1")
+        if self.upsample < 0:
+            raise ValueError(f"upsample: found {self.upsample}, want 1 or more, or 0")
         if self.projection_dim < 0:
             raise ValueError(f"projection_dim: found {self.projection_dim}, want 0 or more")
         if not 0 <= self.intermediate_weight < 1:
@@ -151,8 +156,9 @@ class CtcHead(EncoderHead):
         if config.projection_dim:
             self.projection = nn.Linear(dim, config.projection_dim)
             dim = config.projection_dim
-        if config.upsample > 1:
-            self.upsample = nn.Linear(dim, dim * config.upsample)
+        self.factor = config.upsample or max(1, math.ceil(LEAST_RATE_HZ / encoder.frame_rate_hz))
+        if self.factor > 1:
+            self.upsample = nn.Linear(dim, dim * self.factor)
         if config.hidden == "mlp":
             self.hidden = _Mlp(dim, config.hidden_dim, config.hidden_layers, config.dropout)
             dim = config.hidden_dim
@@ -218,14 +224,14 @@ class CtcHead(EncoderHead):
         if self.training and seeds is not None:
             augment = self.config.spec_augment
             read = [spec_augment(x, out.lengths, seeds, augment) for x in read]
-        lengths = out.lengths * self.config.upsample
+        lengths = out.lengths * self.factor
         return [self._classify(x, lengths) for x in read], lengths
 
     def _classify(self, x_BTD: Tensor, lengths: Tensor) -> Tensor:
         x = self.projection(x_BTD) if self.config.projection_dim else x_BTD
-        if self.config.upsample > 1:
+        if self.factor > 1:
             # Each copy of a frame gets a learnt offset: plain copies could not differ.
-            x = x.repeat_interleave(self.config.upsample, dim=1) + self.upsample(x).view(
+            x = x.repeat_interleave(self.factor, dim=1) + self.upsample(x).view(
                 x.shape[0], -1, x.shape[2]
             )
         if self.config.hidden != "none":

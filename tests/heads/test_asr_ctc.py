@@ -173,6 +173,19 @@ def test_standardised_channels_are_read_whatever_their_place_and_scale() -> None
         assert torch.allclose(*found, atol=1e-3) is standardise
 
 
+@pytest.mark.parametrize(("hop", "factor"), [(160 * 8, 4), (640, 2), (320, 1)])
+def test_upsampling_by_itself_makes_50_frames_per_second(hop: int, factor: int) -> None:
+    found = CtcConfig(vocab_size=VOCAB, upsample=0).build(encoder(mel_hop_samples=hop))
+    given = CtcConfig(vocab_size=VOCAB, upsample=factor).build(encoder(mel_hop_samples=hop))
+    assert found.factor == factor and found.encoder.frame_rate_hz * factor == 50
+    assert {k: v.shape for k, v in found.state_dict().items()} == {
+        k: v.shape for k, v in given.state_dict().items()
+    }
+    data = batch()
+    _, lengths = found.eval().log_probs(data.wave, data.wave_lengths)
+    assert lengths.tolist() == given.log_probs(data.wave, data.wave_lengths)[1].tolist()
+
+
 def test_an_utterance_that_cannot_be_aligned_is_counted_and_left_out() -> None:
     model = head()
     data = batch(tokens=(5, 300, 7))
