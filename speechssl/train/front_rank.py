@@ -25,10 +25,11 @@ class FrontRank:
     paused = False
     """Passes while this is True do not count."""
 
-    def __init__(self) -> None:
-        self.count: Tensor | None = None
-        self.total: Tensor | None = None
-        self.products: Tensor | None = None
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # No device of Apple's has float64.
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sums: tuple[Tensor, Tensor, Tensor] | None = None
 
     @contextmanager
     def watch(self, encoder: nn.Module) -> Iterator[FrontRank]:
@@ -43,31 +44,34 @@ class FrontRank:
     def _collect(self, module: nn.Module, inputs: tuple, out: object) -> None:
         if self.paused or not isinstance(out, EncoderOutput) or out.front is None:
             return
-        # No device of Apple's has float64.
-        wide = torch.float32 if out.front.device.type == "mps" else torch.float64
-        at = torch.arange(out.front.shape[1], device=out.front.device)
-        x = out.front[at < out.lengths[:, None]].to(wide)  # (frames, C)
-        if self.total is None:
-            self.count, self.total = x.new_zeros(()), x.new_zeros(x.shape[1])
-            self.products = x.new_zeros(x.shape[1], x.shape[1])
-        assert self.products is not None and self.count is not None
-        self.count += len(x)
-        self.total += x.sum(0)
-        self.products += x.T @ x
+        valid = torch.arange(out.front.shape[1], device=self.device) < out.lengths[:, None]
+        x = out.front[valid].to(self.dtype)  # (frames, C)
+        count = torch.tensor(len(x), dtype=self.dtype, device=self.device)
+        now = count, x.sum(0), x.T @ x
+        self.sums = now if self.sums is None else _plus(self.sums, now)
 
     def figures(self) -> dict[str, float]:
-        """`front_rank`, from 1 to C; nothing if no frame was seen on some rank. A collective."""
-        seen = dist.gather_objects(self.total is not None)
-        if not all(seen):
+        """`front_rank`, from 1 to C, or 0 if all frames are equal; nothing if none was seen. A
+        collective."""
+        width = max(dist.gather_objects(0 if self.sums is None else len(self.sums[1])))
+        if not width:
             return {}
-        assert self.count is not None and self.total is not None and self.products is not None
-        count, total, products = (
-            dist.all_reduce_sum(x.clone()) for x in (self.count, self.total, self.products)
-        )
-        if count < 2:
-            return {}
+        sums = self.sums  # a rank may have had no utterance
+        if sums is None:
+            shapes = (), (width,), (width, width)
+            sums = [torch.zeros(n, dtype=self.dtype, device=self.device) for n in shapes]
+        count, total, products = (dist.all_reduce_sum(x.clone()) for x in sums)
         mean = total / count
-        powers = torch.linalg.eigvalsh((products / count - mean.outer(mean)).cpu()).clamp(min=0)
-        if powers.sum() <= 0:
+        powers = torch.linalg.eigvalsh((products / count - mean.outer(mean)).cpu())
+        # What rounding leaves of an offset is no direction.
+        least = 100 * torch.finfo(self.dtype).eps * (products.trace() / count).cpu()
+        powers = powers.masked_fill(powers <= least, 0)
+        if powers.sum() == 0:
             return {"front_rank": 0.0}
         return {"front_rank": float(torch.special.entr(powers / powers.sum()).sum().exp())}
+
+
+def _plus(
+    a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2]

@@ -253,7 +253,7 @@ class Trainer:
         """Means of loss and logs over one pass, with the averaged weights if there are any."""
         assert self.valid is not None
         self.objective.eval()
-        sums, rank = log.Sums(self.device), FrontRank()
+        sums, rank = log.Sums(self.device), FrontRank(self.device)
         watched = rank.watch(self.objective.encoder) if self.front_rank else nullcontext()
         with watched, self.average.in_place() if self.average else nullcontext():
             for i, (batch, counts) in enumerate(self._even(self.valid.one_pass())):

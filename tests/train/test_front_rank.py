@@ -28,7 +28,7 @@ def test_it_is_the_rank_of_all_valid_frames_together() -> None:
     scale = torch.tensor([3.0, 1.0, 0.5, 0.1])
     batches = [3 + torch.randn(2, 30, 4, generator=random) * scale for _ in range(3)]
     lengths = torch.tensor([30, 12])
-    rank, frames = FrontRank(), Frames()
+    rank, frames = FrontRank(torch.device("cpu")), Frames()
     with rank.watch(frames):
         for x in batches:
             x[1, 12:] = 1e6  # padding
@@ -44,17 +44,17 @@ def test_it_is_the_rank_of_all_valid_frames_together() -> None:
 def test_a_front_end_of_few_directions_shows(directions: int) -> None:
     random = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(16, directions, generator=random))[0]
-    rank, frames = FrontRank(), Frames()
+    rank, frames = FrontRank(torch.device("cpu")), Frames()
     with rank.watch(frames):
         frames(torch.randn(1, 4000, directions, generator=random) @ basis.T, torch.tensor([4000]))
     assert rank.figures()["front_rank"] == pytest.approx(directions, rel=0.01)
 
 
 def test_equal_frames_have_rank_0_and_no_frames_none() -> None:
-    rank, frames = FrontRank(), Frames()
+    rank, frames = FrontRank(torch.device("cpu")), Frames()
     assert rank.figures() == {}
     with rank.watch(frames):
-        frames(torch.zeros(1, 9, 4), torch.tensor([9]))
+        frames(torch.full((1, 9, 4), 0.1), torch.tensor([9]))
     assert rank.figures() == {"front_rank": 0.0}
 
 
