@@ -132,9 +132,7 @@ def test_a_phones_name_does_not_tell_whether_it_was_said(
     tokens = SimpleNamespace(
         symbols=["", " ", *TONES], size=8, encode=lambda text: [2 + ord(x) - 97 for x in text]
     )
-    model = SimpleNamespace(
-        encoder=SimpleNamespace(frame_rate_hz=100), config=SimpleNamespace(upsample=1)
-    )
+    model = SimpleNamespace(encoder=SimpleNamespace(frame_rate_hz=100), factor=1)
     asked_of = names["asked_of"]
     flat = {row["id"]: np.full((20, 8), -2.0) for row in rows}
     monkeypatch.setitem(asked_of.__globals__, "log_probs", lambda *_: flat.items())
