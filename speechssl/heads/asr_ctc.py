@@ -9,7 +9,7 @@ Differs: the loss is normalised by the number of target tokens instead of uttera
 batches, so that batch shape does not matter. An utterance with more tokens than frames can never
 be aligned: it is left out of sum and count, and counted in the log as `unalignable`.
 
-Shape legend: B utterances, T encoder frames, D width, S = T * upsample, U tokens, V vocabulary.
+Shape legend: B utterances, T encoder frames, D width, S = T * `factor`, U tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -156,6 +156,7 @@ class CtcHead(EncoderHead):
         if config.projection_dim:
             self.projection = nn.Linear(dim, config.projection_dim)
             dim = config.projection_dim
+        # Output frames per encoder frame.
         self.factor = config.upsample or max(1, math.ceil(LEAST_RATE_HZ / encoder.frame_rate_hz))
         if self.factor > 1:
             self.upsample = nn.Linear(dim, dim * self.factor)

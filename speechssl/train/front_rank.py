@@ -20,7 +20,11 @@ from speechssl.contract import EncoderOutput
 
 
 class FrontRank:
-    """Collects moments of `EncoderOutput.front`; the same over any number of ranks."""
+    """Collects moments of `EncoderOutput.front`, (B, T, C); the same over any number of ranks.
+
+    Source: Roy and Vetterli, 2007, definition 1, of the covariance over valid frames; as
+    `speechssl.score.rank.effective_rank`, of moments in place of the frames.
+    """
 
     paused = False
     """Passes while this is True do not count."""
