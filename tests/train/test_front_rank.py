@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from toy import CLASSES, HOP, WIDTH, ToyEncoder, ToyObjective, ToySource
 
+from speechssl import dist
 from speechssl.contract import EncoderOutput
 from speechssl.score.rank import effective_rank
 from speechssl.train.config import TrainConfig
@@ -56,6 +57,27 @@ def test_equal_frames_have_rank_0_and_no_frames_none() -> None:
     with rank.watch(frames):
         frames(torch.full((1, 9, 4), 0.1), torch.tensor([9]))
     assert rank.figures() == {"front_rank": 0.0}
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_two_ranks_report_the_rank_of_all_their_frames(
+    empty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank may have had no utterance at all."""
+    random = torch.Generator().manual_seed(0)
+    parts = [5 + torch.randn(1, n, 6, generator=random).cumsum(-1) for n in (20, 33)]
+    ranks = [FrontRank(torch.device("cpu")) for _ in parts]
+    for rank, x in zip(ranks[: 1 if empty else 2], parts, strict=False):
+        frames = Frames()
+        with rank.watch(frames):
+            frames(x, torch.tensor([x.shape[1]]))
+    widths = [0 if r.sums is None else 6 for r in ranks]
+    monkeypatch.setattr(dist, "gather_objects", lambda value: widths)
+    expected = effective_rank(parts[0][0] if empty else torch.cat(parts, 1)[0])
+    for this, other in (ranks, ranks[::-1]):
+        theirs = iter(other.sums or [torch.zeros(())] * 3)
+        monkeypatch.setattr(dist, "all_reduce_sum", lambda x, theirs=theirs: x + next(theirs))
+        assert this.figures()["front_rank"] == pytest.approx(expected, rel=1e-6)
 
 
 class FrontEncoder(ToyEncoder):
