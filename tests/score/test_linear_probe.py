@@ -13,6 +13,7 @@ from speechssl.score.probe import (
     TRAIN,
     assign_parts,
     fit_logistic,
+    interval,
     linear_probe,
     standardised,
 )
@@ -55,6 +56,8 @@ def test_float32_scores_as_float64() -> None:
     wide = linear_probe(x, labels, parts_of(2000))
     narrow = linear_probe(x.float(), labels, parts_of(2000))
     assert narrow.accuracy == pytest.approx(wide.accuracy, abs=0.01)
+    low, high = wide.accuracy_ci95
+    assert low < wide.accuracy < high < low + 0.12
     assert 0.5 < wide.accuracy < 1 and wide.points == (1200, 400, 400) and wide.classes == 6
 
 
@@ -121,3 +124,18 @@ def test_parts_follow_from_names_and_seed_alone() -> None:
     assert sorted(assign_parts("abc").values()) == [TRAIN, DEV, TEST]
     with pytest.raises(ValueError, match="found 2 different"):
         assign_parts(["a", "b", "a"])
+
+
+def test_the_interval_is_that_of_the_groups() -> None:
+    """Ten equal points each: as wide as of so many fewer independent ones."""
+    random = np.random.default_rng(0)
+    right = random.random(400) < 0.7
+    share = right.mean()
+    low, high = interval(right)
+    assert low < share < high
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 400), rel=0.1)
+    again = interval(np.repeat(right, 10), np.repeat(np.arange(400) + 7, 10))
+    assert again == pytest.approx((low, high))
+    alone = interval(np.repeat(right, 10))
+    assert alone[1] - alone[0] == pytest.approx((high - low) / np.sqrt(10), rel=0.1)
+    assert interval(np.ones(5, bool)) == (1.0, 1.0)

