@@ -156,10 +156,6 @@ finetune() { # a system; _10 behind it: on a tenth of the labels
     labelled=_10 updates=$steps_few
     [[ ! -f conf/few_${1%_10}.yaml ]] || start+=(--config "conf/few_${1%_10}.yaml")
   fi
-  if [[ $1 == pretrained* || $1 == frozen* ]]; then
-    head_options "$objective"
-    start+=(${head_of[@]+"${head_of[@]}"})
-  fi
   out=$(place "$1")
   run "$out/train" train speechssl.bin.finetune "${start[@]}" \
     --data.train "[$data/an4/cuts_train$labelled.jsonl.gz]" \

@@ -103,7 +103,7 @@ finetune() { # objective or baseline, seed
   case $1 in
     random) start+=(--config ../ssl/conf/scratch.yaml) ;;
     logmel) start=(--config conf/finetune_logmel.yaml) ;;
-    *) head_options "$1"; start+=(${head_of[@]+"${head_of[@]}"} --init "$dir/$1") ;;
+    *) start+=(--init "$dir/$1") ;;
   esac
   run "$dir/asr_$1/train" train speechssl.bin.finetune "${start[@]}" \
     --data.train "[$data/cuts_asr_labelled.jsonl.gz]" \

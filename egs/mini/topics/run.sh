@@ -117,7 +117,6 @@ probe() { # model, field
 finetune() { # model
   local more=()
   [[ -n $asr_steps ]] && more+=(--train.steps "$asr_steps")
-  [[ $1 != */mr_hubert* ]] || more+=(--head.upsample 1)  # its frames are at 50 per second already
   run "$1/asr/train" "$root/tools/shell/launch.sh" --nproc "$nproc" -- speechssl.bin.finetune \
     --config ../ssl/conf/finetune.yaml --init "$1" --data.train "[$data/cuts_asr_labelled.jsonl.gz]" \
     --data.valid "[$data/cuts_asr_valid.jsonl.gz]" --data.seed "$seed" --train.seed "$seed" \

@@ -30,10 +30,3 @@ pretrain_objective() { # objective, YAML, run that it stands on, seed, output, f
     --data.valid "[$checked]" ${more[@]+"${more[@]}"} --data.seed "$4" --train.seed "$4" \
     --output "$5" "${@:6}"
 }
-
-# For configurations of heads that make 50 frames of 25 per second.
-head_options() { # objective: sets head_of, the options of a recogniser on its encoder
-  head_of=()
-  # Its frames are at 50 per second already.
-  [[ $1 != mr_hubert && $1 != hubert_20ms ]] || head_of=(--head.upsample 1)
-}
