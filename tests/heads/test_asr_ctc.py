@@ -118,6 +118,7 @@ KINDS: list[dict[str, Any]] = [
     {"hidden": "blstm", "hidden_dim": 12},
     {"hidden": "blstm", "hidden_dim": 12, "projection_dim": 10, "upsample": 2},
     {"projection_dim": 16, "spec_augment": SpecAugmentConfig(frame_masks=2, channel_masks=2)},
+    {"spec_augment": SpecAugmentConfig(time_warp=2, frame_masks=9, frame_mask_rate=0.1)},
     {"layer": 1},
     {"intermediate_layers": [1]},
 ]
