@@ -14,12 +14,14 @@ class TrainConfig:
     """Optimiser updates to make in all."""
     learning_rate: float = 5e-4
     """Peak learning rate."""
-    schedule: Literal["linear", "cosine", "tri_stage", "inverse_sqrt", "constant", "infinite"] = (
-        "linear"
-    )
-    """Shape of the learning rate after its warm-up: linear or cosine decay to
+    schedule: Literal[
+        "linear", "cosine", "exponential", "tri_stage", "inverse_sqrt", "constant", "cyclic",
+        "infinite",
+    ] = "linear"  # fmt: skip
+    """Shape of the learning rate after its warm-up: linear, cosine or exponential decay to
     `final_scale` x peak at the last step; tri_stage: warm-up, hold, exponential decay;
-    inverse_sqrt: peak x square root of warm-up / step (Noam); constant; infinite: cooldown to a
+    inverse_sqrt: peak x square root of warm-up / step (Noam); constant; cyclic: up and down from
+    `final_scale` x peak in cycles of `cycle_steps`, without a warm-up; infinite: cooldown to a
     constant rate that further steps prolong, and a last anneal of `anneal_steps`, all counted in
     updates."""
     warmup_fraction: float = 0.08
@@ -35,12 +37,17 @@ class TrainConfig:
     anneal_steps: int = 0
     """infinite: how many of the last updates decay exponentially to `final_scale`, for a model to
     use; the checkpoint before them is kept, and a run that is to go on starts from that one."""
+    cycle_steps: int = 0
+    """cyclic: updates of one cycle, half of which rise (ECAPA-TDNN: 130 000)."""
+    cycle_decay: float = 0.5
+    """cyclic: height of a cycle over that of the one before (triangular2: 0.5; triangular: 1)."""
     hold_fraction: float = 0.4
     """tri_stage: share of the steps at the peak (fairseq 0.4); the rest decays."""
     initial_scale: float = 0.0
     """The warm-up starts from this share of the peak (fairseq's tri_stage: 0.01)."""
     final_scale: float = 0.0
-    """The decay ends at this share of the peak (fairseq's tri_stage: 0.05)."""
+    """The decay ends at this share of the peak (fairseq's tri_stage: 0.05); cycles begin and end at
+    it (ECAPA-TDNN: 1e-5)."""
     optimizer: Literal["adamw", "adam"] = "adamw"
     """adamw: decay decoupled from the gradient, as fairseq's `adam` in truth has it;
     adam: decay added to the gradient (L2)."""
@@ -102,7 +109,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}: found {getattr(self, name)}, want at least 1")
         for name in ("valid_every", "clip_norm", "learning_rate", "stop_after", "spike_factor",
-                     "cooldown_steps", "anneal_steps"):  # fmt: skip
+                     "cooldown_steps", "anneal_steps", "cycle_steps"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}: found {getattr(self, name)}, want 0 or more")
         used = self.warmup_fraction + (self.hold_fraction if self.schedule == "tri_stage" else 0)
@@ -111,14 +118,21 @@ class TrainConfig:
                 f"train.warmup_fraction, hold_fraction: found {self.warmup_fraction}, "
                 f"{self.hold_fraction}, want shares of the steps that sum to at most 1"
             )
-        if self.schedule == "tri_stage" and self.final_scale <= 0:
+        if self.schedule in ("tri_stage", "exponential") and self.final_scale <= 0:
             raise ValueError(
-                f"train.final_scale: found {self.final_scale}, want more than 0 for tri_stage, "
-                "whose decay is exponential; fairseq uses 0.05"
+                f"train.final_scale: found {self.final_scale}, want more than 0 for "
+                f"{self.schedule}, whose decay is exponential; fairseq uses 0.05"
             )
         if self.warmup_steps is not None and not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(
                 f"train.warmup_steps: found {self.warmup_steps}, want 0 to {self.steps} (steps)"
+            )
+        if self.schedule == "cyclic":
+            self._check_cyclic()
+        elif self.cycle_steps:
+            raise ValueError(
+                f"train.schedule: found {self.schedule} with cycle_steps {self.cycle_steps}, want "
+                "cyclic, or cycle_steps 0"
             )
         if self.schedule == "infinite":
             self._check_infinite()
@@ -129,6 +143,23 @@ class TrainConfig:
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"train.ema_decay: found {self.ema_decay}, want between 0 and 1")
+
+    def _check_cyclic(self) -> None:
+        if self.cycle_steps < 2:
+            raise ValueError(
+                f"train.cycle_steps: found {self.cycle_steps}, want 2 or more with schedule cyclic"
+            )
+        if self.cycle_decay <= 0 or not 0 <= self.final_scale < 1:
+            raise ValueError(
+                f"train.cycle_decay, final_scale: found {self.cycle_decay} and {self.final_scale}, "
+                "want more than 0, and 0 to less than 1, with schedule cyclic"
+            )
+        warmup = self.warmup_steps
+        if warmup or (warmup is None and self.warmup_fraction):
+            raise ValueError(
+                f"train.warmup_fraction, warmup_steps: found {self.warmup_fraction} and {warmup}, "
+                "want warmup_fraction 0 with schedule cyclic: each of its cycles begins with a rise"
+            )
 
     def _check_infinite(self) -> None:
         if self.warmup_steps is None:

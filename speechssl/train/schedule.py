@@ -16,9 +16,10 @@ def rate_scale(config: TrainConfig, step: int) -> float:
     Source: fairseq `polynomial_decay` (power 1), `cosine`, `tri_stage` schedulers; inverse_sqrt:
     Vaswani et al. 2017, "Attention Is All You Need", section 5.3; infinite:
     Ibrahim et al. 2024, "Simple and Scalable Strategies to Continually Pre-train Large Language
-    Models", section 7.4.
+    Models", section 7.4; cyclic: Smith 2017, "Cyclical Learning Rates for Training Neural
+    Networks", section 3.2 (triangular, triangular2); Desplanques et al. 2020 (ECAPA-TDNN).
     Differs: the warm-up reaches the peak at its last update, and the decay its end at the last
-    update of the run, whatever the rounding of the fractions.
+    update of the run, whatever the rounding of the fractions; so does a cycle at its last update.
     """
     warmup = config.warmup_steps
     if warmup is None:
@@ -29,12 +30,16 @@ def rate_scale(config: TrainConfig, step: int) -> float:
         return 1.0
     if config.schedule == "inverse_sqrt":
         return math.sqrt(max(warmup, 1) / step)
+    if config.schedule == "cyclic":
+        cycle, place = divmod(step, config.cycle_steps)
+        height = config.cycle_decay**cycle * (1 - abs(2 * place / config.cycle_steps - 1))
+        return config.final_scale + (1 - config.final_scale) * height
     if config.schedule == "infinite":
         return _infinite(config, step, warmup)
     hold = round(config.hold_fraction * config.steps) if config.schedule == "tri_stage" else 0
     decay = config.steps - warmup - hold
     past = min(max(step - warmup - hold, 0) / decay, 1.0) if decay > 0 else 0.0
-    if config.schedule == "tri_stage":
+    if config.schedule in ("tri_stage", "exponential"):
         return config.final_scale**past
     if config.schedule == "cosine":
         past = (1 - math.cos(math.pi * past)) / 2

@@ -66,6 +66,30 @@ def test_inverse_square_root_schedule_is_noams_and_does_not_look_at_the_end() ->
     assert rate_scale(TrainConfig(steps=9, warmup_fraction=0, schedule="inverse_sqrt"), 4) == 0.5
 
 
+@pytest.mark.parametrize("kind", ["triangular", "triangular2"])
+def test_cyclic_schedule_is_that_of_torch(kind) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CyclicLR(
+        optimizer, base_lr=0.01, max_lr=1.0, step_size_up=20, mode=kind, cycle_momentum=False
+    )
+    decay = 0.5 if kind == "triangular2" else 1.0
+    config = TrainConfig(schedule="cyclic", cycle_steps=40, cycle_decay=decay, final_scale=0.01,
+                         warmup_fraction=0.0, steps=130)  # fmt: skip
+    for step in range(1, 131):
+        optimizer.step()
+        theirs.step()
+        assert rate_scale(config, step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+    assert [rate_scale(config, n) for n in (20, 40)] == pytest.approx([1.0, 0.01])
+
+
+def test_exponential_schedule_falls_by_one_factor_per_update() -> None:
+    config = TrainConfig(schedule="exponential", steps=60, warmup_steps=10, final_scale=0.02)
+    rates = [rate_scale(config, n) for n in range(10, 61)]
+    assert rates == pytest.approx([0.02 ** (n / 50) for n in range(51)])
+    assert rate_scale(config, 5) == 0.5
+
+
 INFINITE = {"schedule": "infinite", "warmup_steps": 10, "cooldown_steps": 40, "constant_scale": 0.4,
             "final_scale": 0.1}  # fmt: skip
 
@@ -108,6 +132,11 @@ def test_a_warm_up_may_be_counted_in_updates() -> None:
         ({"warmup_steps": 11, "steps": 10}, "train.warmup_steps: found 11"),
         ({"steps": 0}, "train.steps"),
         ({"schedule": "tri_stage"}, "final_scale"),
+        ({"schedule": "exponential"}, "more than 0 for exponential"),
+        ({"schedule": "cyclic"}, "train.cycle_steps: found 0"),
+        ({"schedule": "cyclic", "cycle_steps": 9}, "found 0.08 and None, want warmup_fraction 0"),
+        ({"schedule": "cyclic", "cycle_steps": 9, "cycle_decay": 0.0}, "train.cycle_decay"),
+        ({"cycle_steps": 9}, "train.schedule: found linear with cycle_steps 9"),
         ({"warmup_fraction": 1.5}, "warmup_fraction"),
         ({"ema_decay": 1.0}, "ema_decay"),
     ],
