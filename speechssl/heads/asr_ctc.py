@@ -4,12 +4,16 @@ Source: Graves et al. 2006 (CTC); Baevski et al. 2020, section 4.3 and appendix 
 2021, section III-B, for fine-tuning (frozen steps, masking of frames and channels); Lee and
 Watanabe 2021 for the intermediate losses. SUPERB's heads (Yang et al. 2021) on a frozen encoder's
 weighted_layers: projection_dim 1024, hidden blstm, hidden_dim 1024, hidden_layers 2, dropout 0.2
-with spec_augment for letters; projection_dim 256 alone for phones.
+with spec_augment for letters; projection_dim 256 alone for phones. ML-SUPERB's (Shi et al. 2023):
+projection_dim 80, hidden transformer, hidden_dim 256, hidden_layers 2, dropout 0.1, with
+spec_augment of 10 stretches (frame_share 0.05) and 2 of up to 27 channels (time_warp 5), and
+upsample 2 where transcripts are too long for 25 frames per second.
 Differs: the loss is normalised by the number of target tokens instead of utterances or padded
 batches, so that batch shape does not matter. An utterance with more tokens than frames can never
 be aligned: it is left out of sum and count, and counted in the log as `unalignable`.
 
-Shape legend: B utterances, T encoder frames, D width, S = T * `factor`, U tokens, V vocabulary.
+Shape legend: B utterances, T encoder frames, D width, S = T * `factor` (over the stride of
+hidden layers), U tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from torch import Tensor, nn
 
 from speechssl.config import HeadConfig
 from speechssl.contract import Batch, Encoder, Loss, padding_mask
+from speechssl.heads.conv_transformer import ConvTransformer
 from speechssl.heads.frames import EncoderHead, layer_numbers
 from speechssl.heads.interfaces import InterfaceKind, build_interface
 from speechssl.nn.adapters import AdapterConfig
@@ -66,12 +71,17 @@ class CtcConfig(HeadConfig):
     a frozen one's features may be kept."""
     projection_dim: int = 0
     """Width that each frame is projected to first, without anything behind it; 0: none."""
-    hidden: Literal["none", "mlp", "blstm"] = "none"
-    """Layers between encoder, or projection, and output."""
+    hidden: Literal["none", "mlp", "blstm", "transformer"] = "none"
+    """Layers between encoder, or projection, and output; transformer: two convolutions that shorten
+    the frames, and Transformer layers."""
     hidden_dim: int = 512
     """Width of those layers."""
     hidden_layers: int = 1
     """How many of them."""
+    hidden_heads: int = 8
+    """transformer: heads of each layer."""
+    hidden_stride: int = 2
+    """transformer: frames that become one output frame: 1, 2 or 4."""
     dropout: float = 0.1
     """Dropout before the output layer, and between hidden layers."""
     mask_probability: float = 0.5
@@ -166,6 +176,12 @@ class CtcHead(EncoderHead):
         elif config.hidden == "blstm":
             self.hidden = _Blstm(dim, config.hidden_dim, config.hidden_layers, config.dropout)
             dim = 2 * config.hidden_dim
+        elif config.hidden == "transformer":
+            self.hidden = ConvTransformer(
+                dim, config.hidden_dim, config.hidden_layers, config.hidden_heads,
+                config.hidden_stride, config.dropout,
+            )  # fmt: skip
+            dim = config.hidden_dim
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(dim, config.vocab_size)
 
@@ -226,7 +242,10 @@ class CtcHead(EncoderHead):
             augment = self.config.spec_augment
             read = [spec_augment(x, out.lengths, seeds, augment) for x in read]
         lengths = out.lengths * self.factor
-        return [self._classify(x, lengths) for x in read], lengths
+        found = [self._classify(x, lengths) for x in read]
+        if self.config.hidden == "transformer":
+            lengths = self.hidden.shorter(lengths)
+        return found, lengths
 
     def _classify(self, x_BTD: Tensor, lengths: Tensor) -> Tensor:
         x = self.projection(x_BTD) if self.config.projection_dim else x_BTD

@@ -117,6 +117,8 @@ KINDS: list[dict[str, Any]] = [
     {"hidden": "mlp", "hidden_layers": 2, "hidden_dim": 24},
     {"hidden": "blstm", "hidden_dim": 12},
     {"hidden": "blstm", "hidden_dim": 12, "projection_dim": 10, "upsample": 2},
+    {"hidden": "transformer", "hidden_dim": 16, "hidden_heads": 2, "projection_dim": 12},
+    {"hidden": "transformer", "hidden_dim": 8, "hidden_stride": 4, "upsample": 2, "dropout": 0.0},
     {"projection_dim": 16, "spec_augment": SpecAugmentConfig(frame_masks=2, channel_masks=2)},
     {"spec_augment": SpecAugmentConfig(time_warp=2, frame_masks=9, frame_mask_rate=0.1)},
     {"layer": 1},
@@ -257,6 +259,18 @@ def test_superb_s_heads_have_their_layers_and_no_more() -> None:
     assert sizes(74, projection_dim=256, weighted_layers=True) == 13 + 769 * 256 + 257 * 74
 
 
+def test_ml_superb_s_head_has_its_layers_and_no_more() -> None:
+    options = {"weighted_layers": True, "freeze_encoder_steps": -1, "projection_dim": 80,
+               "hidden": "transformer", "hidden_dim": 256, "hidden_layers": 2}  # fmt: skip
+    with torch.device("meta"):
+        built = CtcConfig(vocab_size=50, **options).build(TransformerConfig().build())
+    found = sum(p.numel() for n, p in built.named_parameters() if not n.startswith("encoder."))
+    # 80 channels become 39, then 37.
+    convs = 256 * (9 + 1) + 256 * (9 * 256 + 1) + 256 * (256 * 37 + 1)
+    block = 4 * 256 * 257 + 1024 * 257 + 256 * 1025 + 4 * 256
+    assert found == 13 + 80 * 769 + convs + 2 * block + 2 * 256 + 257 * 50
+
+
 def test_evaluation_logs_the_token_error_rate() -> None:
     model = head().eval()
     data = batch()
@@ -312,6 +326,12 @@ def test_wrong_settings_and_targets_are_named() -> None:
         CtcConfig().build(encoder())
     with pytest.raises(ValueError, match="layer: found 9"):
         head(layer=9)
+    with pytest.raises(ValueError, match="hidden_stride: found 3"):
+        head(hidden="transformer", hidden_stride=3)
+    with pytest.raises(ValueError, match="projection_dim: found frames of width 4"):
+        head(hidden="transformer", projection_dim=4)
+    with pytest.raises(ValueError, match="hidden_heads, hidden_dim: found 1, 8 and 20"):
+        head(hidden="transformer", hidden_dim=20)
     with pytest.raises(ValueError, match="intermediate_layers"):
         CtcConfig(intermediate_layers=[1], hidden="mlp")
     data = batch()
