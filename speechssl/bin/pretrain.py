@@ -185,11 +185,11 @@ def encoder_of(source: str) -> tuple[EncoderConfig, dict[str, Any]]:
         weights = checkpoint.read_weights(path).items()
         state = {k.removeprefix(prefix): v for k, v in weights if k.startswith(prefix)}
         config, head, _ = read_architecture(path.parent.parent)
-        kind = getattr(getattr(head, "adapters", None), "kind", "none")
-        if kind in ("lora", "houlsby"):
+        kinds = [o.kind for o in getattr(getattr(head, "adapters", None), "parts", [])]
+        if not set(kinds) <= {"none", "bitfit", "layer_norm"}:  # tensors of the encoder's own
             raise ValueError(
-                f"init_from: found a checkpoint of a head with adapters ({kind}) in {path}, want "
-                "the folder of its exported model, into whose encoder lora is folded"
+                f"init_from: found a checkpoint of a head with adapters ({', '.join(kinds)}) in "
+                f"{path}, want the folder of its exported model, into whose encoder lora is folded"
             )
         return config, state
     model = load(source)

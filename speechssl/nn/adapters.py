@@ -4,6 +4,11 @@ The new parameters belong to whoever calls `attach`, not to the encoder: they ac
 hooks on its projections. So the encoder's own tensors, names and configuration stay those of the
 pretrained model, and a checkpoint holds adapters apart from it. At the start nothing that is
 attached changes an output, bit for bit.
+
+Several kinds may be attached at once (`also`): bottlenecks with layer norms or a prefix, say, as
+Otake et al. 2023, "Parameter Efficient Transfer Learning for Various Speech Processing Tasks", join
+their encoder adapters with the encoder's layer norms and with adapters of what a head reads
+(interface `adapted` of `speechssl.heads.interfaces`).
 """
 
 from __future__ import annotations
@@ -23,7 +28,9 @@ FOLDABLE = ("lora", "bitfit", "layer_norm", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
+class AdapterOptions:
+    """One kind of what learns inside an encoder."""
+
     kind: Literal[
         "none", "houlsby", "pfeiffer", "conv", "adapter_bias", "prefix", "lora", "bitfit",
         "layer_norm",
@@ -58,8 +65,32 @@ class AdapterConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig(AdapterOptions):
+    also: list[AdapterOptions] = dataclasses.field(default_factory=list)
+    """Further kinds beside `kind`, each with its own options: [{kind: prefix, dim: 6}]. Where two
+    act on one output, the one stated first acts first; lora before all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kinds = [o.kind for o in self.parts]
+        if len(set(kinds)) < len(kinds) or (self.also and "none" in kinds):
+            raise ValueError(
+                f"adapters.also: found kinds {kinds}, want each once and none of them none"
+            )
+
+    @property
+    def parts(self) -> list[AdapterOptions]:
+        """All kinds in the order in which they are stated."""
+        return [self, *self.also]
+
+
 class Adapters(nn.Module):
-    """What was attached to each Transformer layer of an encoder."""
+    """What was attached to each Transformer layer of an encoder.
+
+    The first kind's modules are named after their places (`fc2`), those of others after both
+    (`lora_fc2`).
+    """
 
     def __init__(self, layers: list[TransformerLayer], config: AdapterConfig) -> None:
         super().__init__()
@@ -67,15 +98,21 @@ class Adapters(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleDict() for _ in layers)
         self._linears: list[tuple[LowRank, nn.Linear]] = []
         self._handles: list[RemovableHandle] = []
+        # A change of a projection comes before what stands behind it.
+        parts = sorted(config.parts, key=lambda o: o.kind != "lora")
         for own, layer in zip(self.layers, layers, strict=True):
-            if config.kind == "lora":
-                self._add_low_rank(own, layer)
-            else:
-                self._add(own, layer)
+            for options in parts:
+                prefix = "" if options is config else f"{options.kind}_"
+                if options.kind == "lora":
+                    self._add_low_rank(own, layer, options, prefix)
+                else:
+                    self._add(own, layer, options, prefix)
 
-    def _add(self, own: nn.Module, layer: TransformerLayer) -> None:
+    def _add(
+        self, own: nn.Module, layer: TransformerLayer, config: AdapterOptions, prefix: str
+    ) -> None:
         """Modules of a layer, each with the place that it is attached to."""
-        config, dim = self.config, layer.fc2.out_features
+        dim = layer.fc2.out_features
         added: dict[str, tuple[nn.Module, nn.Module]] = {}
         if config.kind == "houlsby":
             added["fc2"] = Bottleneck(dim, config.dim), layer.fc2
@@ -90,10 +127,12 @@ class Adapters(nn.Module):
         elif config.kind == "prefix":
             added["attention"] = Prefix(dim, layer.attention.heads, config.dim), layer
         for name, (module, place) in added.items():
-            own[name] = module.to(layer.fc2.weight.device)  # pyright: ignore
-            self._handles += own[name].attach(place)  # pyright: ignore
+            own[prefix + name] = module.to(layer.fc2.weight.device)  # pyright: ignore
+            self._handles += own[prefix + name].attach(place)  # pyright: ignore
 
-    def _add_low_rank(self, own: nn.Module, layer: TransformerLayer) -> None:
+    def _add_low_rank(
+        self, own: nn.Module, layer: TransformerLayer, config: AdapterOptions, prefix: str
+    ) -> None:
         dim = layer.fc2.out_features
         linears = {"qkv": layer.attention.qkv, "out": layer.attention.out,
                    "fc1": layer.fc1, "fc2": layer.fc2}  # fmt: skip
@@ -101,10 +140,10 @@ class Adapters(nn.Module):
             slices = {name: (0, linear.out_features)}
             if name == "qkv":
                 slices = {part: (i * dim, (i + 1) * dim) for i, part in enumerate("qkv")}
-            slices = {k: v for k, v in slices.items() if k in self.config.projections}
+            slices = {k: v for k, v in slices.items() if k in config.projections}
             if slices:
-                added = LowRank(linear, slices, self.config)
-                own[name] = added  # pyright: ignore
+                added = LowRank(linear, slices, config)
+                own[prefix + name] = added  # pyright: ignore
                 self._handles += added.attach(linear)
                 self._linears.append((added, linear))
 
@@ -113,9 +152,10 @@ class Adapters(nn.Module):
 
         Raises `ValueError` for kinds that are no change of any tensor, such as houlsby.
         """
-        if self.config.kind not in FOLDABLE:
+        kinds = [o.kind for o in self.config.parts]
+        if not set(kinds) <= set(FOLDABLE):
             raise ValueError(
-                f"adapters.kind: found {self.config.kind}, want {', '.join(FOLDABLE)}: the encoder "
+                f"adapters.kind: found {', '.join(kinds)}, want {', '.join(FOLDABLE)}: the encoder "
                 "alone, for export or as the start of another run, cannot hold what they add"
             )
         for added, linear in self._linears:
@@ -137,12 +177,13 @@ def attach(encoder: nn.Module, config: AdapterConfig) -> Adapters:
             f"adapters.kind: found {config.kind} with a {type(encoder).__name__}, want an encoder "
             "of Transformer layers, or kind none"
         )
+    kinds = [o.kind for o in config.parts]
     for layer in layers:
-        if config.kind == "bitfit":
+        if "bitfit" in kinds:
             for name, parameter in layer.named_parameters():
                 if name.endswith("bias"):
                     parameter.requires_grad_(True)
-        elif config.kind == "layer_norm":
+        if "layer_norm" in kinds:
             layer.attention_norm.requires_grad_(True)
             layer.ffn_norm.requires_grad_(True)
     return Adapters(layers, config)

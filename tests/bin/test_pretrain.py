@@ -21,7 +21,9 @@ from speechssl import load
 from speechssl.bin import export, pretrain
 from speechssl.config import EncoderConfig, from_class_path
 from speechssl.encoders.transformer import TransformerConfig
+from speechssl.heads.asr_ctc import CtcConfig
 from speechssl.model_file import open_model
+from speechssl.nn.adapters import AdapterConfig, AdapterOptions
 from speechssl.objectives.data2vec import Data2vecConfig
 from speechssl.train import checkpoint
 from speechssl.train.log import TIMING
@@ -243,6 +245,21 @@ def test_what_a_run_cannot_start_from_is_named(config_file, short_run, tmp_path,
     with pytest.raises(SystemExit):
         init(config_file, tmp_path / "c", short_run, *both)
     assert "want one: only the encoder's weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["lora", "houlsby", "prefix", "conv", "bitfit"])
+def test_no_checkpoint_s_adapters_are_lost_in_silence(tmp_path, monkeypatch, kind) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    also = [AdapterOptions(kind="layer_norm")]
+    head = CtcConfig(freeze_encoder_steps=-1, adapters=AdapterConfig(kind=kind, also=also))
+    read = {"encoder.x": torch.ones(1), "adapters.y": torch.ones(1)}
+    monkeypatch.setattr("speechssl.train.checkpoint.read_weights", lambda path: read)
+    monkeypatch.setattr("speechssl.train.folder.read_architecture", lambda path: (None, head, None))
+    if kind == "bitfit":
+        assert pretrain.encoder_of(str(tmp_path))[1].keys() == {"x"}
+        return
+    with pytest.raises(ValueError, match=rf"head with adapters \({kind}, layer_norm\)"):
+        pretrain.encoder_of(str(tmp_path))
 
 
 def test_a_branch_goes_on_as_the_run_itself_would(config_file, short_run, tmp_path) -> None:
