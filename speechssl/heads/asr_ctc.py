@@ -55,9 +55,12 @@ class CtcConfig(HeadConfig):
     layers: list[int] = dataclasses.field(default_factory=list)
     """weighted_layers: which, such as [4, 5, 6]; empty: all of them."""
     interface: InterfaceKind = "sum"
-    """How weighted_layers joins them: sum, grouped, concat or convolution (heads.interfaces)."""
+    """How weighted_layers joins them: sum, grouped, concat, convolution or adapted
+    (heads.interfaces)."""
     groups: int = 1
     """grouped: blocks of channels with weights of their own."""
+    interface_dim: int = 512
+    """adapted: width that each layer is brought to."""
     normalise_layers: bool = False
     """Bring each frame that is read to mean 0 and variance 1 first (not in SUPERB)."""
     standardise: bool = False
@@ -160,6 +163,7 @@ class CtcHead(EncoderHead):
             encoder.dim,
             normalise=config.normalise_layers,
             groups=config.groups,
+            width=config.interface_dim,
             parts=encoder.part_dims,
         )
         dim = self.layer_sum.output_size

@@ -30,9 +30,12 @@ class FramesConfig(HeadConfig):
     """Without `layer`: those that are joined, such as [4, 5, 6]; empty: all of them."""
     interface: InterfaceKind = "sum"
     """sum: a learnt weighted sum; grouped: one for each of `groups` blocks of channels; concat:
-    side by side and projected; convolution: hierarchical, along the layers."""
+    side by side and projected; convolution: hierarchical, along the layers; adapted: a sum of
+    layers behind an adapter of each."""
     groups: int = 1
     """grouped: how many; as many as the encoder is wide: each dimension has weights of its own."""
+    interface_dim: int = 512
+    """adapted: width that each layer is brought to."""
     normalise_layers: bool = True
     """Bring each frame of each layer to mean 0 and variance 1 first (not in SUPERB)."""
     freeze_encoder_steps: int = -1
@@ -103,6 +106,7 @@ class FramesHead(EncoderHead):
             encoder.dim,
             normalise=config.normalise_layers,
             groups=config.groups,
+            width=config.interface_dim,
             parts=encoder.part_dims,
         )
         self.dim = self.layer_sum.output_size

@@ -113,6 +113,7 @@ KINDS: list[dict[str, Any]] = [
     {"weighted_layers": True, "interface": "convolution", "upsample": 2},
     {"weighted_layers": True, "interface": "grouped", "groups": 2, "normalise_layers": True},
     {"weighted_layers": True, "standardise": True},
+    {"weighted_layers": True, "interface": "adapted", "interface_dim": 20},
     {"upsample": 2},
     {"hidden": "mlp", "hidden_layers": 2, "hidden_dim": 24},
     {"hidden": "blstm", "hidden_dim": 12},

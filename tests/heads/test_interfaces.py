@@ -11,7 +11,8 @@ from speechssl.encoders.transformer import TransformerConfig
 from speechssl.heads.classify import ClassifyConfig
 from speechssl.heads.interfaces import Interface, LayerSum, build_interface
 
-KINDS = [("sum", 1), ("grouped", 2), ("grouped", 6), ("concat", 1), ("convolution", 1)]
+KINDS = [("sum", 1), ("grouped", 2), ("grouped", 6), ("concat", 1), ("convolution", 1),
+         ("adapted", 1)]  # fmt: skip
 kinds = pytest.mark.parametrize(("kind", "groups"), KINDS)
 
 
@@ -23,7 +24,8 @@ def output(count: int = 4, dim: int = 6, lengths: tuple[int, ...] = (5, 3)) -> E
 
 def build(kind: str, groups: int, normalise: bool = False) -> Interface:
     torch.manual_seed(0)
-    found = build_interface(kind, 4, 6, normalise=normalise, groups=groups)  # pyright: ignore
+    options = {"normalise": normalise, "groups": groups, "width": 5}
+    found = build_interface(kind, 4, 6, **options)  # pyright: ignore
     for p in found.parameters():
         p.data += 0.3 * torch.randn_like(p)
     return found
@@ -44,6 +46,7 @@ def size(module: nn.Module) -> int:
         ("convolution", 1, 13, 768, 768, 5 * 768 * (768 + 384) + 768 + 384),
         ("convolution", 1, 25, 1024, 1023, 5 * 1024 * (1024 + 341) + 1024 + 341),
         ("convolution", 1, 2, 768, 768, 5 * 768 * 768 + 768),
+        ("adapted", 1, 12, 768, 512, 12 * (768 * 512 + 3 * 512 + 1)),  # 4.74 M
         ("convolution", 1, 49, 768, 768, 5 * 768 * (2 * 768 + 384) + 2 * 768 + 384),
     ],
 )
@@ -126,7 +129,21 @@ def test_the_convolution_sees_layers_as_its_axis() -> None:
     assert torch.allclose(found(out), torch.cat(rows, -1), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["sum", "concat", "convolution"])
+def test_adapted_layers_are_each_brought_to_one_width_and_size() -> None:
+    found, out = build("adapted", 1), output(lengths=(5, 5))
+    shares, expected = found.weights.softmax(0), 0.0
+    for share, adapter, norm, h in zip(shares, found.adapters, found.norms, out.hidden):
+        y = nn.functional.gelu(h @ adapter.weight.T + adapter.bias)
+        y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        expected = expected + share * (y * norm.weight + norm.bias)
+    x = found(out)
+    assert torch.allclose(x, expected, atol=1e-5)
+    assert found.shares() == pytest.approx(shares.tolist())
+    x.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in found.parameters())
+
+
+@pytest.mark.parametrize("kind", ["sum", "concat", "convolution", "adapted"])
 def test_one_layer_is_passed_on(kind: str) -> None:
     found = build_interface(kind, 1, 6, normalise=False)  # pyright: ignore
     out = output(1, lengths=(5, 5))
@@ -146,5 +163,7 @@ def test_mistakes_are_named() -> None:
         build_interface("grouped", 4, 6, normalise=True)
     with pytest.raises(ValueError, match="found concat with 2"):
         build_interface("concat", 4, 6, normalise=True, groups=2)
+    with pytest.raises(ValueError, match="interface_dim: found 0"):
+        build_interface("adapted", 4, 6, normalise=True, width=0)
     with pytest.raises(ValueError, match="groups: found 4, want a divisor"):
         build_interface("grouped", 4, 6, normalise=True, groups=4)
