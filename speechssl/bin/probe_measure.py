@@ -119,7 +119,7 @@ def measure(
         ):  # fmt: skip
             if parts is not None:
                 score = fit(config, values, *parts)
-                row |= _named(name, score)
+                row |= _named(name, score, ids)
                 chance[name] = score.chance
         if abx is not None:
             row |= abx.scores(place, device)
@@ -193,7 +193,7 @@ def parts_by_utterance(
         np.array(rows),
         np.array([number[str(cut.speaker)] for cut in chosen]),
         np.array([part[cut.id] for cut in chosen]),
-        np.array(rows),
+        sample.utterances[rows],
     )
 
 
@@ -216,5 +216,8 @@ def fit(
     )
 
 
-def _named(name: str, score: ProbeScore) -> dict[str, Any]:
-    return {f"{name}_{key}": value for key, value in dataclasses.asdict(score).items()}
+def _named(name: str, score: ProbeScore, ids: list[str]) -> dict[str, Any]:
+    """by_group becomes {cut: [points that were right, points]}."""
+    found = dataclasses.asdict(score)
+    found["by_cut"] = {ids[cut]: counts for cut, *counts in found.pop("by_group")}
+    return {f"{name}_{key}": value for key, value in found.items()}

@@ -24,7 +24,8 @@ class ProbeScore:
     """accuracy: on the test part; accuracy_ci95: its 95 % interval by resampling groups. chance:
     there, of always naming the commonest training class. control: there, of the same classifier
     trained on shuffled labels, so what is reached where features tell nothing of labels. l2: the
-    penalty chosen on the dev part. classes: in training. points: of the three parts.
+    penalty chosen on the dev part. classes: in training. points: of the three parts. by_group: of
+    each group of the test part its number, points that were right, and points.
     """
 
     accuracy: float
@@ -36,6 +37,7 @@ class ProbeScore:
     l2: float
     classes: int
     points: tuple[int, int, int]
+    by_group: tuple[tuple[int, int, int], ...] = ()
 
 
 def assign_parts(names: Iterable[str], *, seed: int = 0, share: float = 0.2) -> dict[str, int]:
@@ -104,11 +106,11 @@ def linear_probe(
     control = fit_logistic(x[train], mixed, len(known), penalty, max_iterations=max_iterations)
     commonest = known[numbers.bincount().argmax()]
     right = _right(x[test], labels[test], weights, known)
+    there = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    counts_by_group = by_group(right.cpu().numpy(), there[test.cpu().numpy()])
     return ProbeScore(
         accuracy=float(right.double().mean()),
-        accuracy_ci95=interval(
-            right.cpu().numpy(), None if groups is None else groups[test.cpu().numpy()], seed=seed
-        ),
+        accuracy_ci95=interval(counts_by_group, seed=seed),
         chance=float((labels[test] == commonest).double().mean()),
         control=_accuracy(x[test], labels[test], control, known),
         train_accuracy=_accuracy(x[train], labels[train], weights, known),
@@ -116,6 +118,7 @@ def linear_probe(
         l2=penalty,
         classes=len(known),
         points=(counts[0], counts[1], counts[2]),
+        by_group=() if groups is None else counts_by_group,
     )
 
 
@@ -179,14 +182,35 @@ def _right(x: Tensor, labels: Tensor, weights: Tensor, known: Tensor) -> Tensor:
     return known[_logits(x, weights).argmax(1)] == labels
 
 
-def interval(
-    right: np.ndarray, groups: np.ndarray | None = None, *, draws: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of the share of (N,) booleans under resampling of groups, (N,) integers."""
-    of = np.arange(len(right)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    counts = np.bincount(of)
+def by_group(right: np.ndarray, groups: np.ndarray) -> tuple[tuple[int, int, int], ...]:
+    """(number, points that were right, points) of each group. right: (N,) booleans; groups: (N,)
+    integers."""
+    numbers, of, counts = np.unique(groups, return_inverse=True, return_counts=True)
     rights = np.bincount(of, weights=right)
+    return tuple(zip(numbers.tolist(), rights.astype(int).tolist(), counts.tolist()))
+
+
+def interval(
+    found: Sequence[tuple[int, int, int]],
+    other: Sequence[tuple[int, int, int]] | None = None,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % interval of the accuracy, of `by_group`, under resampling of groups; with another
+    classifier's counts that of how much better the first is, both on the same groups.
+
+    Raises ValueError if the groups are not the same.
+    """
+    table = [np.array(counts, dtype=np.float64) for counts in (found, other) if counts is not None]
+    if any(not np.array_equal(table[0][:, 0], one[:, 0]) for one in table[1:]):
+        raise ValueError(
+            f"other: found {len(table[-1])} groups that are not the {len(table[0])} of the first, "
+            "want the same in the same order: probes of the same cuts with the same seed"
+        )
+    number = len(table[0])
     random = np.random.default_rng(seed)
-    drawn = random.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=draws)
-    low, high = np.quantile(drawn @ rights / (drawn @ counts), [0.025, 0.975])
+    drawn = random.multinomial(number, np.full(number, 1 / number), size=draws)
+    rates = [drawn @ one[:, 1] / (drawn @ one[:, 2]) for one in table]
+    low, high = np.quantile(rates[0] - (rates[1] if other is not None else 0), [0.025, 0.975])
     return float(low), float(high)

@@ -238,6 +238,23 @@ def test_the_table_compares_seeds_with_their_own_baselines(tmp_path: Path) -> No
     assert tera["phones %"] == 0.5 and tera["phones % ci95"] == [0.48, 0.52]
 
 
+def test_phones_are_compared_on_the_same_utterances(tmp_path: Path) -> None:
+    """Each result's own interval is wide; one frame more in every utterance is a sure gain."""
+    for place, more in (("tera/seed1/probe_encoder", 2), ("baselines/seed1/probe_random", 0)):
+        counts = {f"u{n}": [5 + n + more, 40] for n in range(20)}
+        layer = {"layer": 0, "phone_accuracy": sum(r for r, _ in counts.values()) / 800,
+                 "phone_accuracy_ci95": [0.2, 0.8], "phone_by_cut": counts}  # fmt: skip
+        write_json(tmp_path / place / "probe.json",
+                   {"layers": [layer], "best": {"phone_dev_accuracy": 0}})  # fmt: skip
+    (tmp_path / "tera/seed1/it1").mkdir()
+    table = [sys.executable, ROOT / "egs/an4/asr/local/table.py", "--exp", tmp_path]
+    subprocess.run(table, capture_output=True, check=True)
+    rows = (tmp_path / "table.md").read_text().splitlines()
+    assert next(row for row in rows if row.startswith("| tera ")).count("†") == 0
+    assert "Gain over random weights, phones %: all better." in rows
+    assert "| 41.2 |" in next(row for row in rows if row.startswith("| tera "))
+
+
 def write_corpora(folder: Path) -> None:
     """Noise with the names and the fields of AN4 and of Speech Commands."""
     random = np.random.default_rng(0)
@@ -265,7 +282,8 @@ def test_every_stage_runs_on_a_miniature_corpus(tmp_path: Path) -> None:
     copy = Copy(tmp_path)
     copy.venv = Path(sys.prefix)
     write_corpora(tmp_path / "corpora")
-    words = ("--corpus-dir", str(tmp_path / "corpora"), "--speech", "an4,speech_commands", "--phones", "an4",
+    words = ("--corpus-dir", str(tmp_path / "corpora"), "--speech", "an4,speech_commands",
+             "--phones", "an4",
              "--steps-pretrain", "2", "--steps", "2", "--steps-few", "2", "--steps-probe", "2",
              "--jobs", "1", "--overrides", "--data.num_workers 0 --data.batch_seconds 8 "
              "--data.max_batch_seconds 15.6 --train.tensorboard false")  # fmt: skip

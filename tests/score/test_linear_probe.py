@@ -12,6 +12,7 @@ from speechssl.score.probe import (
     TEST,
     TRAIN,
     assign_parts,
+    by_group,
     fit_logistic,
     interval,
     linear_probe,
@@ -131,11 +132,25 @@ def test_the_interval_is_that_of_the_groups() -> None:
     random = np.random.default_rng(0)
     right = random.random(400) < 0.7
     share = right.mean()
-    low, high = interval(right)
+    low, high = interval(by_group(right, np.arange(400)))
     assert low < share < high
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 400), rel=0.1)
-    again = interval(np.repeat(right, 10), np.repeat(np.arange(400) + 7, 10))
-    assert again == pytest.approx((low, high))
-    alone = interval(np.repeat(right, 10))
+    tenfold = np.repeat(right, 10)
+    grouped = by_group(tenfold, np.repeat(np.arange(400) + 7, 10))
+    assert grouped[0] == (7, 10 * int(right[0]), 10)
+    assert interval(grouped) == pytest.approx((low, high))
+    alone = interval(by_group(tenfold, np.arange(4000)))
     assert alone[1] - alone[0] == pytest.approx((high - low) / np.sqrt(10), rel=0.1)
-    assert interval(np.ones(5, bool)) == (1.0, 1.0)
+    assert interval(((3, 5, 5),)) == (1.0, 1.0)
+
+
+def test_gains_on_the_same_groups_are_known_better_than_their_parts() -> None:
+    """One more right in every group: a gain that resampling cannot shake."""
+    random = np.random.default_rng(0)
+    first = tuple((n, int(r), 40) for n, r in enumerate(random.integers(5, 35, 50)))
+    better = tuple((n, r + 1, m) for n, r, m in first)
+    assert interval(better, first) == pytest.approx((1 / 40, 1 / 40))
+    low, high = interval(first)
+    assert high - low > 0.05
+    with pytest.raises(ValueError, match="want the same in the same order"):
+        interval(better[1:], first)

@@ -8,6 +8,8 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
+from speechssl.score.probe import interval as resampled
+
 STANDS_ON = {"discrete_bert": "vq_wav2vec", "continuous_bert": "vq_wav2vec"}
 PROBED = {  # column -> (what chooses the layer, what is shown of it)
     "PNMI": ("pnmi", "pnmi"), "phones %": ("phone_dev_accuracy", "phone_accuracy"),
@@ -19,8 +21,8 @@ WORSE, UNSURE = "†", "‡"
 LEGEND = (
     f"{WORSE} not better than random weights with every seed; {UNSURE} better with every seed, but "
     "the 95 % interval of the mean gain reaches 0 or is not known. The interval is the wider of "
-    "those over seeds (paired, Student's t) and over test utterances (both results' own, as if "
-    "independent); one seed without the second has none."
+    "those over seeds (paired, Student's t) and over test utterances (phones: of the same ones; "
+    "else both results' own, as if independent); one seed without the second has none."
 )
 
 
@@ -52,10 +54,10 @@ def probed(folder: Path, rank_of: str) -> dict:
     probe = read(folder / "probe.json")
     layers, best = {x["layer"]: x for x in probe.get("layers", ())}, probe.get("best", {})
     wanted = PROBED | {"RankMe": (f"{rank_of}_dev_accuracy", "rankme")}
-    wanted |= {
-        interval(column): (choice, f"{measure}_ci95")
-        for column, (choice, measure) in PROBED.items()
-    }
+    for column, (choice, measure) in PROBED.items():
+        if measure.endswith("accuracy"):
+            wanted[interval(column)] = (choice, f"{measure}_ci95")
+            wanted[by_cut(column)] = (choice, measure.replace("accuracy", "by_cut"))
     return {
         column: layers.get(best.get(choice), {}).get(measure)
         for column, (choice, measure) in wanted.items()
@@ -86,6 +88,11 @@ def interval(name: str) -> str:
     return f"{name} ci95"
 
 
+def by_cut(name: str) -> str:
+    """Key of a row's points that were right, and points, of each test utterance."""
+    return f"{name} by cut"
+
+
 def gain(found: list[dict], random: list[dict], column: str, sign: int) -> Gain | None:
     """Rows of the same seeds; sign: -1 where less is better. None: no seed has both."""
     pairs = [(a, b) for a, b in zip(found, random, strict=True)
@@ -98,7 +105,11 @@ def gain(found: list[dict], random: list[dict], column: str, sign: int) -> Gain 
         quantile = STUDENT[min(len(gains) - 1, len(STUDENT)) - 1]
         halves.append(quantile * statistics.stdev(gains) / math.sqrt(len(gains)))
     bounds = [[row.get(interval(column)) for row in pair] for pair in pairs]
-    if all(low_high for pair in bounds for low_high in pair):
+    counts = [[row.get(by_cut(column)) for row in pair] for pair in pairs]
+    if all(a and b and a.keys() == b.keys() for a, b in counts):
+        shared = [resampled(*([[0, *one[key]] for key in a] for one in (a, b))) for a, b in counts]
+        halves.append(statistics.mean((high - low) / 2 for low, high in shared))
+    elif all(low_high for pair in bounds for low_high in pair):
         # The seeds share their test utterances, so more seeds make this no narrower.
         widths = [math.hypot(*((high - low) / 2 for low, high in pair)) for pair in bounds]
         halves.append(statistics.mean(widths))
