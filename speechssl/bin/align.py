@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,10 @@ phones in context, such as the Montreal Forced Aligner."""
 WINDOW, SHIFT = 0.025, 0.010
 """Seconds of a frame, and from one to the next."""
 PAUSE = "sil"
+SLACK = 0.1
+"""Seconds that a supervision may begin before its cut, or end behind it."""
+LONGEST = 300.0
+"""Seconds of a supervision: memory grows with its square."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,36 +49,46 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Utterance:
-    """What is said in a cut. frames: (T, 13) MFCC, of those that train."""
+    """What is said in a cut from `begin` to `end`, in seconds of it."""
 
-    row: dict[str, Any]
+    id: str
     read: Any
     words: list[tuple[str, Ways]]
     speaker: str
-    frames: np.ndarray | None = None
+    begin: float
+    end: float
 
 
 def run(options: AlignOptions) -> str:
+    """Reads the cuts three times, the second and third time with their audio. Holds in memory the
+    frames that train, and of every speaker a mean."""
     from speechssl.labels.align_model import Monophones
+    from speechssl.labels.pronunciations import read_lexicon
     from speechssl.labels.sample_file import write_json
 
     started = time.monotonic()
     output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
-    left_out: dict[str, str] = {}
-    utterances = transcripts(options, left_out)
+    places = targets(options)
+    lexicon = {} if options.lexicon is None else read_lexicon(options.lexicon)
     model = None if options.model is None else Monophones.load(options.model)
-    means = read(utterances, 0.0 if model else options.train_hours, left_out)
-    utterances = [u for u in utterances if u.row["id"] not in left_out]
+    names, seconds = survey(options, lexicon)
+    share = 0.0 if model else min(1.0, 3600 * options.train_hours / max(seconds, 1e-9))
+    output.mkdir(parents=True, exist_ok=True)
+    means, chosen = read(options, lexicon, share)
     if model is None:
-        model = trained(options, utterances, means)
+        model = trained(options, names, chosen, means)
         model.save(output, seconds=round(time.monotonic() - started, 1))
-    score, frames = write(options, model, utterances, means, left_out)
+    chosen.clear()
+    left_out: dict[str, str] = {}
+    sums = [
+        write(source, target, options, lexicon, model, means, left_out)
+        for source, target in places.items()
+    ]
+    aligned, frames, score = map(sum, zip(*sums))
     lines = [f"{name}\t{why}\n" for name, why in left_out.items()]
     (output / "left_out.tsv").write_text("".join(lines), encoding="utf-8")
-    aligned = len(utterances) - sum(u.row["id"] in left_out for u in utterances)
     report = {
         "options": dataclasses.asdict(options), "aligned": aligned, "left_out": len(left_out),
         "hours": frames * SHIFT / 3600, "log_likelihood_per_frame": score / max(frames, 1),
@@ -86,74 +102,115 @@ def run(options: AlignOptions) -> str:
     return f"aligned {aligned} cuts, {frames * SHIFT / 3600:.2f} h{rest}"
 
 
-def transcripts(options: AlignOptions, left_out: dict[str, str]) -> list[Utterance]:
-    """What is said in every cut of which it can be told."""
+def utterances(
+    cuts: Sequence[str], options: AlignOptions, lexicon: Mapping[str, Ways]
+) -> Iterator[tuple[dict[str, Any], Utterance | str]]:
+    """Plain values of every cut, and what is said in it, or why that cannot be told."""
     from speechssl.hub.cuts import CutItems
-    from speechssl.labels.pronunciations import read_lexicon, transcribed
 
-    lexicon = {} if options.lexicon is None else read_lexicon(options.lexicon)
-    items = CutItems(options.cuts)
-    found: list[Utterance] = []
+    items = CutItems(cuts)
     for item, plain in zip(items, items.plain_cuts()):
         row = plain()
+        found: Utterance | str
         try:
-            words = transcribed(row, options.phones_field, lexicon)
+            found = utterance(row, item.read, options.phones_field, lexicon)
         except ValueError as error:
-            left_out[row["id"]] = str(error)
-            continue
-        speaker = str(row["supervisions"][0].get("speaker") or row["id"])
-        found.append(Utterance(row, item.read, words, speaker))
-    if not found:
-        name, why = next(iter(left_out.items()), ("", "no cuts"))
-        raise ValueError(f"cuts: found none whose phones are known ({name}: {why}); give --lexicon")
-    return found
+            found = str(error)
+        yield row, found
+
+
+def utterance(row: dict[str, Any], read: Any, field: str, lexicon: Mapping[str, Ways]) -> Utterance:
+    from speechssl.labels.pronunciations import transcribed
+
+    words = transcribed(row, field, lexicon)
+    (spoken,) = row["supervisions"]
+    begin, end = spoken["start"], spoken["start"] + spoken["duration"]
+    if begin < -SLACK or end > row["duration"] + SLACK:
+        raise ValueError(f"its supervision is from {begin:g} to {end:g} s of {row['duration']:g} s")
+    if end - begin > LONGEST:
+        raise ValueError(f"{end - begin:.0f} s, want {LONGEST:.0f} s at most")
+    speaker = str(spoken.get("speaker") or row["id"])
+    return Utterance(row["id"], read, words, speaker, max(begin, 0.0), min(end, row["duration"]))
+
+
+def survey(options: AlignOptions, lexicon: Mapping[str, Ways]) -> tuple[list[str], float]:
+    """Names of the phones that may be said, the pause first, and seconds of speech."""
+    names: set[str] = set()
+    seconds, first = 0.0, ("", "no cuts")
+    for row, u in utterances(options.cuts, options, lexicon):
+        if isinstance(u, Utterance):
+            seconds += u.end - u.begin
+            names.update(p for _, ways in u.words for way in ways for p in way)
+        elif not first[0]:
+            first = row["id"], u
+    if not names:
+        raise ValueError(
+            f"cuts: found none whose phones are known ({first[0]}: {first[1]}); give --lexicon"
+        )
+    return [PAUSE, *sorted(names - {PAUSE})], seconds
 
 
 def read(
-    utterances: list[Utterance], train_hours: float, left_out: dict[str, str]
-) -> dict[str, np.ndarray]:
-    """Speaker -> mean of the MFCC, (13,); keeps the frames of those that train."""
+    options: AlignOptions, lexicon: Mapping[str, Ways], share: float
+) -> tuple[dict[str, np.ndarray], list[tuple[Utterance, np.ndarray]]]:
+    """Speaker -> mean of the MFCC, (13,); and a share of the utterances with their frames."""
     import numpy as np
 
-    hours = sum(u.row["duration"] for u in utterances) / 3600
-    share = min(1.0, train_hours / max(hours, 1e-9))
+    from speechssl.data.reader import UnusableError
+    from speechssl.labels.stream import Progress
+
+    mfcc, number, first = Mfcc(), 0, ""
     sums: dict[str, np.ndarray] = {}
-    for number, (u, frames) in enumerate(mfcc(utterances, left_out, "reading")):
-        total = sums.setdefault(u.speaker, np.zeros(frames.shape[1] + 1))
-        total += np.append(frames.sum(0), len(frames))
-        if int((number + 1) * share) > int(number * share):
-            u.frames = frames
-    return {name: total[:-1] / max(total[-1], 1) for name, total in sums.items()}
+    chosen = []
+    with Progress("reading") as progress:
+        for _, u in utterances(options.cuts, options, lexicon):
+            if not isinstance(u, Utterance):
+                continue
+            progress(u.end - u.begin, 1)
+            try:
+                frames = mfcc(u)
+            except UnusableError as error:  # left out when its turn to be aligned comes
+                first = first or f"{u.id}: {error}"
+                continue
+            total = sums.setdefault(u.speaker, np.zeros(frames.shape[1] + 1))
+            total += np.append(frames.sum(0, dtype=np.float64), len(frames))
+            number += 1
+            if math.ceil(number * share) > math.ceil((number - 1) * share):
+                chosen.append((u, frames))
+    if not sums:
+        raise ValueError(f"cuts: found no audio that can be used ({first})")
+    return {name: total[:-1] / total[-1] for name, total in sums.items()}, chosen
 
 
-def mfcc(
-    utterances: list[Utterance], left_out: dict[str, str], what: str
-) -> Iterator[tuple[Utterance, np.ndarray]]:
-    """Utterances with their (T, 13) frames; what cannot be read is left out."""
-    import torch
-    from tqdm import tqdm
+class Mfcc:
+    """Utterance -> its (T, 13) frames, float32. Raises `UnusableError` with the reason."""
 
-    from speechssl.data.index import SAMPLE_RATE
-    from speechssl.hub.audio import to_wave
-    from speechssl.labels.features import MfccFeatures
+    def __init__(self) -> None:
+        from speechssl.labels.features import MfccFeatures
 
-    extractor = MfccFeatures()
-    for u in tqdm(utterances, desc=what, unit=" cuts", disable=None):
+        self.layer = MfccFeatures().layer
+
+    def __call__(self, u: Utterance) -> np.ndarray:
+        import torch
+
+        from speechssl.data.index import SAMPLE_RATE
+        from speechssl.data.reader import UnusableError
+        from speechssl.hub.audio import to_wave
+
         try:
             samples, rate = u.read()
-            wave = to_wave(samples, rate, want_rate=SAMPLE_RATE, name=u.row["id"])
+            wave = to_wave(samples, rate, want_rate=SAMPLE_RATE, name=u.id)
         except (ValueError, OSError, RuntimeError) as error:
-            left_out[u.row["id"]] = str(error).replace("\n", " ")
-            continue
+            raise UnusableError(" ".join(str(error).split())) from None
+        wave = wave[round(u.begin * SAMPLE_RATE) : round(u.end * SAMPLE_RATE)]
         if len(wave) < WINDOW * SAMPLE_RATE:
-            left_out[u.row["id"]] = f"{len(wave)} samples"
-            continue
+            raise UnusableError(f"{len(wave)} samples")
         with torch.inference_mode():
-            yield u, extractor.layer(torch.from_numpy(wave.copy())[None])[0].numpy()
+            return self.layer(torch.from_numpy(wave.copy())[None])[0].numpy()
 
 
 def with_deltas(frames: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """(T, 13) -> (T, 39) float64: less the speaker's mean, with slopes and their slopes."""
+    """(T, 13) -> (T, 39) float32: less the speaker's mean, with slopes and their slopes."""
     import numpy as np
     import torch
 
@@ -162,7 +219,7 @@ def with_deltas(frames: np.ndarray, mean: np.ndarray) -> np.ndarray:
     base = torch.from_numpy(frames - mean)[None]
     length = torch.tensor([base.shape[1]])
     first = deltas(base, length)
-    return np.asarray(torch.cat([base, first, deltas(first, length)], dim=-1)[0])
+    return np.asarray(torch.cat([base, first, deltas(first, length)], dim=-1)[0].float())
 
 
 def graph_of(u: Utterance, number: dict[str, int]) -> Graph:
@@ -172,76 +229,109 @@ def graph_of(u: Utterance, number: dict[str, int]) -> Graph:
 
 
 def trained(
-    options: AlignOptions, utterances: list[Utterance], means: dict[str, np.ndarray]
+    options: AlignOptions,
+    names: list[str],
+    chosen: list[tuple[Utterance, np.ndarray]],
+    means: dict[str, np.ndarray],
 ) -> Monophones:
     from speechssl.labels.align_model import train
 
-    chosen = [u for u in utterances if u.frames is not None]
-    names = sorted({p for u in utterances for _, ways in u.words for way in ways for p in way})
-    number = {name: i for i, name in enumerate([PAUSE, *(n for n in names if n != PAUSE)])}
-    features = [with_deltas(u.frames, means[u.speaker]) for u in chosen if u.frames is not None]
+    number = {name: i for i, name in enumerate(names)}
 
     def say(iteration: int, score: float) -> None:
         print(f"iteration {iteration}/{options.iterations}: {score:.3f} nats per frame", flush=True)
 
     return train(
-        list(number), [graph_of(u, number) for u in chosen], features,
+        names, [graph_of(u, number) for u, _ in chosen],
+        [with_deltas(frames, means[u.speaker]) for u, frames in chosen],
         iterations=options.iterations, gaussians=options.gaussians, seed=options.seed, progress=say,
     )  # fmt: skip
 
 
 def write(
+    source: str,
+    target: Path,
     options: AlignOptions,
+    lexicon: Mapping[str, Ways],
     model: Monophones,
-    utterances: list[Utterance],
     means: dict[str, np.ndarray],
     left_out: dict[str, str],
-) -> tuple[float, int]:
-    """All cuts under their own names, with alignments; the sum of log likelihoods, and frames."""
+) -> tuple[int, int, float]:
+    """All cuts of a manifest, with alignments where they can be. How many have them, their frames
+    and log likelihood. left_out: gets cut id -> reason."""
     from speechssl.corpora.manifest import JsonlWriter, alignment_items
-    from speechssl.data.fields import cut_rows
+    from speechssl.data.reader import UnusableError
+    from speechssl.labels.stream import Progress
 
-    number = {name: i for i, name in enumerate(model.phones)}
-    total, frames, found = 0.0, 0, {}
-    for u, base in mfcc(utterances, left_out, "aligning"):
-        strange = {p for _, ways in u.words for way in ways for p in way} - number.keys()
-        if strange:
-            left_out[u.row["id"]] = f"phones that the model lacks: {' '.join(sorted(strange))}"
-            continue
-        g = graph_of(u, number)
-        result = model.align(g, with_deltas(base, means[u.speaker]))
-        if result is None:
-            left_out[u.row["id"]] = f"{len(base)} frames are fewer than its phones need, 3 each"
-            continue
-        found[u.row["id"]] = times(g, result[0], model.phones, u)
-        total, frames = total + result[1], frames + len(base)
-    for source, target in targets(options).items():
-        writer = JsonlWriter(target)
-        for row in cut_rows([source]):
-            if row["id"] in found:
-                spoken = row["supervisions"][0]
-                shifted = {
-                    kind: [(s, a - spoken["start"], b - spoken["start"]) for s, a, b in items]
-                    for kind, items in found[row["id"]].items()
-                }
-                made = {kind: alignment_items(items) for kind, items in shifted.items()}
-                spoken["alignment"] = {**(spoken.get("alignment") or {}), **made}
-            writer.write(row)
-        writer.close()
-    return total, frames
+    mfcc, number = Mfcc(), {name: i for i, name in enumerate(model.phones)}
+    count, length, score = 0, 0, 0.0
+    writer = JsonlWriter(target)
+    try:
+        with Progress(f"aligning {source}") as progress:
+            for row, u in utterances([source], options, lexicon):
+                try:
+                    if not isinstance(u, Utterance):
+                        raise UnusableError(u)
+                    progress(u.end - u.begin, 1)
+                    frames = mfcc(u)
+                    found, own = aligned(u, frames, model, number, means.get(u.speaker))
+                except UnusableError as error:
+                    left_out[row["id"]] = str(error)
+                else:
+                    # Lhotse counts alignments from the recording's start.
+                    made = {
+                        kind: alignment_items([(s, row["start"] + a, row["start"] + b)
+                                               for s, a, b in items])
+                        for kind, items in found.items()
+                    }  # fmt: skip
+                    spoken = row["supervisions"][0]
+                    spoken["alignment"] = {**(spoken.get("alignment") or {}), **made}
+                    count, length, score = count + 1, length + len(frames), score + own
+                writer.write(row)
+    except BaseException:
+        writer.discard()
+        raise
+    writer.close()
+    return count, length, score
 
 
-def times(
-    g: Graph, states: np.ndarray, phones: tuple[str, ...], u: Utterance
-) -> dict[str, list[tuple[str, float, float]]]:
-    """(symbol, begin, end) in seconds of the cut. Frames meet halfway between their centres."""
+Times = dict[str, list[tuple[str, float, float]]]
+"""Kind -> (symbol, begin, end) in seconds of the cut."""
+
+
+def aligned(
+    u: Utterance,
+    frames: np.ndarray,
+    model: Monophones,
+    number: dict[str, int],
+    mean: np.ndarray | None,
+) -> tuple[Times, float]:
+    """Times and log likelihood. Raises `UnusableError` with the reason where there are none.
+
+    frames: (T, 13). mean: (13,) of the speaker.
+    """
+    from speechssl.data.reader import UnusableError
+
+    if mean is None:
+        raise UnusableError("could not be read at first")
+    strange = {p for _, ways in u.words for way in ways for p in way} - number.keys()
+    if strange:
+        raise UnusableError(f"phones that the model lacks: {' '.join(sorted(strange))}")
+    g = graph_of(u, number)
+    result = model.align(g, with_deltas(frames, mean))
+    if result is None:
+        raise UnusableError(f"{len(frames)} frames are fewer than its phones need, 3 each")
+    return times(g, result[0], model.phones, u), result[1]
+
+
+def times(g: Graph, states: np.ndarray, phones: tuple[str, ...], u: Utterance) -> Times:
+    """Of the (T,) states of its frames, which meet halfway between their centres."""
     import numpy as np
 
     parts = g.part[states]
     begins = np.flatnonzero(np.r_[True, parts[1:] != parts[:-1]])
-    edges = [0.0, *((begins[1:] - 0.5) * SHIFT + WINDOW / 2), float(u.row["duration"])]
-    said = [g.parts[parts[b]] for b in begins]
-    spans = list(zip(said, edges, edges[1:]))
+    edges = [u.begin, *(u.begin + (begins[1:] - 0.5) * SHIFT + WINDOW / 2), u.end]
+    spans = [(g.parts[parts[b]], *edge) for b, edge in zip(begins, itertools.pairwise(edges))]
     words: list[tuple[str, float, float]] = []
     last = -1
     for part, begin, end in spans:
@@ -258,6 +348,12 @@ def times(
 def targets(options: AlignOptions) -> dict[str, Path]:
     """Manifest -> where it is written; folders' names tell apart what is called alike."""
     paths = [Path(p) for p in options.cuts]
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(
+                f"cuts: found the folder {path}, want a cuts_*.jsonl.gz file; align before "
+                "`speechssl shard`"
+            )
     names = [p.name for p in paths]
     alike = len(set(names)) < len(names)
     found = {
@@ -265,7 +361,7 @@ def targets(options: AlignOptions) -> dict[str, Path]:
         for p in paths
     }
     own = {str(p.resolve()) for p in paths} & {str(t.resolve()) for t in found.values()}
-    if len(set(found.values())) < len(found) or own:
+    if len(set(found.values())) < len(paths) or own:
         raise ValueError(
             f"output: found {options.output} for {', '.join(options.cuts)}, want another folder "
             "than theirs, and manifests whose names or folders differ"

@@ -190,7 +190,8 @@ def _examine_labels(
         if begin < -slack or end > seconds + slack:
             bad["labels"] = f"supervision {begin:.3f} - {end:.3f} s, audio {seconds:.3f} s"
         for kind, items in (supervision.get("alignment") or {}).items():
-            last = max((item[1] + item[2] for item in items), default=0.0)
+            # Alignments count from the recording's start.
+            last = max((item[1] + item[2] for item in items), default=0.0) - row.get("start", 0.0)
             if last > seconds + slack:
                 bad["labels"] = f"alignment {kind!r} ends at {last:.3f} s, audio {seconds:.3f} s"
     if store is None:

@@ -9,6 +9,7 @@ the model: 3 of each phone, those of the pause (phone 0) first.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -49,6 +50,15 @@ class Graph:
     first: np.ndarray
     last: np.ndarray
     parts: tuple[Part, ...]
+
+    @property
+    def shortest(self) -> int:
+        """Frames that the shortest way through takes."""
+        phones = collections.Counter((p.word, p.way) for p in self.parts if p.word >= 0)
+        least: dict[int, int] = {}
+        for (word, _), number in phones.items():
+            least[word] = min(number, least.get(word, number))
+        return STATES * sum(least.values())
 
 
 class _Builder:
@@ -104,23 +114,25 @@ def graph(words: Sequence[Sequence[Pronunciation]]) -> Graph:
     return Graph(kind, part, before, enter, first, last, tuple(build.parts))
 
 
-def best_path(g: Graph, emitted: np.ndarray, stay: np.ndarray) -> tuple[np.ndarray, float]:
+def best_path(
+    g: Graph, emitted: np.ndarray, column: np.ndarray, stay: np.ndarray
+) -> tuple[np.ndarray, float]:
     """(T,) states of the likeliest way and its log probability; -inf: no way is so short.
 
-    emitted: (T, S) log p(frame | state); stay: (K,) probability to stay in a state for one more
-    frame. The Viterbi algorithm.
+    emitted: (T, E) log densities of a frame; column: (S,) which of them is of a state; stay: (K,)
+    probability to stay in a state for one more frame. The Viterbi algorithm.
     """
     leave = np.log1p(-stay)
     cost = g.enter + leave[g.kind[g.before]]
     cost[:, 0] = np.log(stay)[g.kind]
     rows = np.arange(len(g.kind))
-    back = np.zeros(emitted.shape, dtype=np.int16)
-    score = g.first + emitted[0]
+    back = np.zeros((len(emitted), len(rows)), dtype=np.min_scalar_type(g.before.shape[1]))
+    score = g.first + emitted[0, column]
     for t in range(1, len(emitted)):
         ways = score[g.before] + cost
         chosen = ways.argmax(1)
         back[t] = chosen
-        score = ways[rows, chosen] + emitted[t]
+        score = ways[rows, chosen] + emitted[t, column]
     total = score + g.last + leave[g.kind]
     states = np.zeros(len(emitted), dtype=np.int64)
     states[-1] = total.argmax()

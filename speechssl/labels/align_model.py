@@ -12,6 +12,7 @@ one kind.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,6 +30,8 @@ LEAST_FRAMES = 10.0
 """A Gaussian of fewer frames goes."""
 LEAST_VARIANCE = 0.01
 """Of each coefficient's variance over all frames."""
+TINY_VARIANCE = 1e-8
+"""Of all frames; rounding makes as much of frames that are equal."""
 LOG_2PI = float(np.log(2 * np.pi))
 
 
@@ -49,7 +52,9 @@ class Monophones:
     def likelihoods(self, frames: np.ndarray, kinds: np.ndarray) -> np.ndarray:
         """(T, D) -> (T, number of kinds) log densities of some kinds of state, ascending."""
         own = np.isin(self.kind, kinds)
-        each = _log_densities(frames, self.log_weight[own], self.mean[own], self.variance[own])
+        each = _log_densities(
+            frames.astype(np.float64), self.log_weight[own], self.mean[own], self.variance[own]
+        )
         begins = np.searchsorted(self.kind[own], kinds)
         highest = np.maximum.reduceat(each, begins, axis=1)
         shares = np.exp(each - np.repeat(highest, np.diff(begins, append=own.sum()), axis=1))
@@ -57,9 +62,10 @@ class Monophones:
 
     def align(self, g: Graph, frames: np.ndarray) -> tuple[np.ndarray, float] | None:
         """(T,) states of the graph and their log probability; None: too few frames."""
-        kinds, place = np.unique(g.kind, return_inverse=True)
-        states, score = best_path(g, self.likelihoods(frames, kinds)[:, place], self.stay)
-        return (states, score) if np.isfinite(score) else None
+        if len(frames) < g.shortest:
+            return None
+        kinds, column = np.unique(g.kind, return_inverse=True)
+        return best_path(g, self.likelihoods(frames, kinds), column, self.stay)
 
     def save(self, folder: str | Path, **meta: object) -> None:
         from safetensors.numpy import save_file
@@ -67,21 +73,32 @@ class Monophones:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
-        save_file(tensors, folder / "monophones.safetensors")
+        save_file(tensors, folder / "monophones.safetensors.tmp")
+        os.replace(folder / "monophones.safetensors.tmp", folder / "monophones.safetensors")
         write_json(folder / "monophones.json", {"phones": list(self.phones), **meta})
 
     @classmethod
     def load(cls, folder: str | Path) -> Monophones:
-        """Raises `ValueError` where there is none."""
+        """Raises `ValueError` where there is none, or a damaged one."""
         import json
 
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         file = Path(folder) / "monophones.json"
         if not file.is_file():
             raise ValueError(f"model: found no {file}, want a folder that `speechssl align` wrote")
-        phones = tuple(json.loads(file.read_text())["phones"])
-        return cls(phones, **load_file(Path(folder) / "monophones.safetensors"))
+        try:
+            phones = tuple(json.loads(file.read_text())["phones"])
+            model = cls(phones, **load_file(file.with_suffix(".safetensors")))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ValueError(f"model: found damage in {folder} ({error}); train it again") from None
+        if len(model.stay) != STATES * len(phones):
+            raise ValueError(
+                f"model: found {len(phones)} phones and {len(model.stay)} states in {folder}, want "
+                f"{STATES} each; train it again"
+            )
+        return model
 
 
 _TENSORS = ("kind", "log_weight", "mean", "variance", "stay")
@@ -97,10 +114,11 @@ def train(
     seed: int,
     progress: Callable[[int, float], None] = lambda iteration, score: None,
 ) -> Monophones:
-    """Of utterances, each with its graph and (T, D) frames.
+    """Of utterances, each with its graph and (T, D) frames, float32 or float64.
 
     progress: called with the iteration's number and the log probability per frame where frames were
-    aligned anew. Raises `ValueError` where no utterance is long enough for its transcript.
+    aligned anew. Raises `ValueError` where no utterance is long enough for its transcript, and
+    where a coefficient is the same in all frames.
     """
     starts = [even_path(g, len(x)) for g, x in zip(graphs, features)]
     paths = [None if p is None else g.kind[p] for p, g in zip(starts, graphs)]
@@ -111,8 +129,9 @@ def train(
         )
     rng = np.random.default_rng(seed)
     kinds = STATES * len(phones)
-    everything = np.concatenate([x for x, p in zip(features, paths) if p is not None])
-    mean, variance = everything.mean(0), everything.var(0)
+    mean, variance = _moments([x for x, p in zip(features, paths) if p is not None])
+    if variance.min() < TINY_VARIANCE:
+        raise ValueError("cuts: found audio that stays the same in all frames, want speech")
     model = Monophones(
         tuple(phones), np.arange(kinds), np.zeros(kinds), np.tile(mean, (kinds, 1)),
         np.tile(variance, (kinds, 1)), np.full(kinds, 0.5),
@@ -132,6 +151,13 @@ def train(
             kinds + round(share * max(0, gaussians - kinds)), LEAST_VARIANCE * variance, rng,
         )  # fmt: skip
     return model
+
+
+def _moments(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(D,) mean and variance of all frames, in float64 without a copy of them."""
+    number = sum(map(len, features))
+    mean = sum(x.sum(0, dtype=np.float64) for x in features) / number
+    return mean, sum(np.square(x - mean).sum(0) for x in features) / number
 
 
 def _update(
@@ -157,7 +183,7 @@ def _update(
     for kind in range(number):
         own = model.kind == kind
         part = model.log_weight[own], model.mean[own], model.variance[own]
-        x = frames[order[begins[kind] : begins[kind + 1]]]
+        x = frames[order[begins[kind] : begins[kind + 1]]].astype(np.float64)
         if len(x) >= LEAST_FRAMES:
             part = _mixed_up(_step(x, *part, floor), wanted[kind], len(x), rng)
         parts.append((np.full(len(part[0]), kind), *part))

@@ -23,3 +23,19 @@ def read_cuts(paths: Sequence[str]) -> Iterator[Any]:
             )
         for file in files:
             yield from CutSet.from_file(file)
+
+
+def alignment_of(cut: Any, name: str) -> list[tuple[float, float, str]]:
+    """(start, end, symbol) of a cut of Lhotse's, in seconds from the cut's start.
+
+    Lhotse counts the times of alignments from the start of the recording (`AlignmentItem`), those
+    of supervisions from the start of the cut.
+    """
+    tracks = [(track.cut, track.offset) for track in getattr(cut, "tracks", ())] or [(cut, 0.0)]
+    return [
+        (start, start + item.duration, item.symbol)
+        for one, offset in tracks
+        for supervision in one.supervisions
+        for item in (supervision.alignment or {}).get(name, ())
+        for start in (item.start - one.start + offset,)
+    ]

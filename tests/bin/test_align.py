@@ -130,6 +130,53 @@ def test_a_model_aligns_alike_later_and_elsewhere(folder: Path, aligned: Path) -
     assert "phones that the model lacks: UW" in (output / "left_out.tsv").read_text()
 
 
+def test_a_supervision_is_aligned_where_it_lies(folder: Path, aligned: Path) -> None:
+    """Speech before and behind it is not its own; nor is what lies before and behind a cut."""
+    from lhotse import CutSet
+
+    from speechssl.labels.cuts import alignment_of
+
+    plain, inside, part, outside, long = (row(folder, 0) for _ in range(5))
+    wave, _ = soundfile.read(folder / "0.wav", dtype="int16")
+    other, _ = soundfile.read(folder / "1.wav", dtype="int16")
+    soundfile.write(folder / "inside.wav", np.concatenate([other, wave, other]), 16000)
+    for number, one in enumerate((plain, inside, part, outside, long)):
+        one["id"] = one["recording"]["id"] = f"c{number}"
+        one["supervisions"][0] |= {"recording_id": f"c{number}", "speaker": f"c{number}"}
+    start = len(other) / 16000
+    for one in (inside, part):
+        one["recording"] |= {"duration": plain["duration"] + 2 * start,
+                             "num_samples": len(wave) + 2 * len(other)}  # fmt: skip
+        one["recording"]["sources"][0]["source"] = str(folder / "inside.wav")
+    inside["duration"] = plain["duration"] + 2 * start
+    inside["supervisions"][0]["start"] = part["start"] = start
+    outside["supervisions"][0]["start"] = -0.2
+    long["duration"] = long["supervisions"][0]["duration"] = 301.0
+    write(folder / "parts.jsonl.gz", [plain, inside, part, outside, long])
+    output = folder / "parts"
+    assert main(["--cuts", f"[{folder}/parts.jsonl.gz]", "--output", str(output), "--model",
+                 str(aligned), "--lexicon", str(folder / "lexicon.txt")]) == 0  # fmt: skip
+    file = str(output / "parts.jsonl.gz")
+    cuts = list(CutSet.from_file(file))
+    for kind in ("phone", "word"):
+        whole, within, cut, *rest = (items for _, items in alignments([file], kind))
+        assert rest == [[], []]
+        padding = 9.0 - plain["duration"]
+        for found, later in (
+            (cut, 0.0), (within, start),
+            # Lhotse's own operations keep this right.
+            (alignment_of(cuts[1].truncate(offset=start), kind), 0.0),
+            (alignment_of(cuts[2].pad(9.0, direction="left"), kind), padding),
+        ):  # fmt: skip
+            assert [s for *_, s in found] == [s for *_, s in whole]
+            moved = [(a + later, b + later) for a, b, _ in whole]
+            np.testing.assert_allclose([t[:2] for t in found], moved, atol=3e-5)
+        items = cuts[2].supervisions[0].alignment[kind]
+        assert items[0].start == pytest.approx(start + whole[0][0])
+    listed = (output / "left_out.tsv").read_text()
+    assert "c3\tits supervision is from -0.2 to" in listed and "c4\t301 s, want 300 s" in listed
+
+
 def test_manifests_called_alike_are_told_apart_by_their_folders(folder: Path) -> None:
     rows = [row(folder, number) for number in range(8)]
     write(folder / "a/cuts.jsonl.gz", rows[:4])
@@ -148,7 +195,26 @@ def test_clear_errors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--cuts", f"[{folder}/cuts.jsonl.gz]", "--output", str(folder / "x")]) == 2
     error = capsys.readouterr().err
     assert "found none whose phones are known" in error and "give --lexicon" in error
-    assert not list((folder / "x").glob("*.gz"))
+    assert not (folder / "x").exists()
+    assert main(["--cuts", f"[{folder}]", "--output", str(folder / "x")]) == 2
+    assert "align before `speechssl shard`" in capsys.readouterr().err
+    damaged = folder / "damaged"
+    damaged.mkdir()
+    (damaged / "monophones.json").write_text('{"phones": ["sil"]}')
+    assert run(folder, folder / "x", "--model", str(damaged)) == 2
+    assert "model: found damage in" in capsys.readouterr().err
+    short = row(folder, 40)
+    short["supervisions"][0]["text"] = "sea " * 100
+    write(folder / "short/cuts.jsonl.gz", [short])
+    assert main(["--cuts", f"[{folder}/short/cuts.jsonl.gz]", "--output", str(folder / "x"),
+                 "--lexicon", str(folder / "lexicon.txt")]) == 2  # fmt: skip
+    assert "with fewer frames than their transcripts" in capsys.readouterr().err
+    still = row(folder, 41)
+    soundfile.write(folder / "41.wav", np.zeros(round(still["duration"] * 16000)), 16000)
+    write(folder / "still/cuts.jsonl.gz", [still])
+    assert main(["--cuts", f"[{folder}/still/cuts.jsonl.gz]", "--output", str(folder / "x"),
+                 "--lexicon", str(folder / "lexicon.txt")]) == 2  # fmt: skip
+    assert "stays the same in all frames" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -65,16 +65,14 @@ def test_the_best_path_is_the_best_of_all_paths() -> None:
             total += max(ways, default=-np.inf) + np.log1p(-stay[g.kind[before]])
         return float(total)
 
-    monotone = [p for p in itertools.product(range(states), repeat=frames) if _rises(p)]
+    monotone = itertools.combinations_with_replacement(range(states), frames)
     best = max(monotone, key=weight)
-    path, score = best_path(g, emitted, stay)
+    own = np.arange(states)
+    path, score = best_path(g, emitted, own, stay)
     assert tuple(path) == best
     assert score == pytest.approx(weight(best))
-    assert best_path(g, emitted[:2], stay)[1] == -np.inf
-
-
-def _rises(path: tuple[int, ...]) -> bool:
-    return all(b >= a for a, b in itertools.pairwise(path))
+    assert best_path(g, emitted[: g.shortest - 1], own, stay)[1] == -np.inf
+    assert np.isfinite(best_path(g, emitted[: g.shortest], own, stay)[1])
 
 
 def test_an_even_start_shares_frames_and_needs_as_many_as_states() -> None:
@@ -150,6 +148,11 @@ def test_a_lexicon_has_variants_and_drops_stress(tmp_path) -> None:
     path.write_text(";;; remark\nREAD  R IY1 D\nread(2)  R EH1 D\n\nON AA1_B N_E\n")
     lexicon = read_lexicon(str(path))
     assert lexicon == {"READ": (("R", "IY", "D"), ("R", "EH", "D")), "ON": (("AA", "N"),)}
+    path.write_text("\ufeffREAD 0.75 R EH1 D\nON\t1.0\t0.2\tAA1 N\n")
+    assert read_lexicon(str(path)) == {"READ": (("R", "EH", "D"),), "ON": (("AA", "N"),)}
+    path.write_bytes(b"D\xc9J\xc0 D EY2\n")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_lexicon(str(path))
     path.write_text("ON\n")
     with pytest.raises(ValueError, match="line 1: found 'ON', want a word and its phones"):
         read_lexicon(str(path))
@@ -165,6 +168,7 @@ def test_words_are_looked_up_as_they_stand_bare_and_parted() -> None:
         return [word for word, _ in transcribed(cut, "phones", lexicon)]
 
     assert words("“It's well-known, 'tis -- X-ray!") == ["It's", "well", "known", "'tis", "X-ray"]
+    assert words("‘It’s,’ 'known' ' well—known.'") == ["It's", "known", "well", "known"]
     with pytest.raises(ValueError, match="not in the lexicon: KNOW"):
         words("it's KNOW")
     with pytest.raises(ValueError, match="no transcript"):
@@ -172,4 +176,8 @@ def test_words_are_looked_up_as_they_stand_bare_and_parted() -> None:
     with pytest.raises(ValueError, match="2 supervisions"):
         transcribed({"supervisions": [{}, {}]}, "phones", lexicon)
     stated = {"supervisions": [{"text": "ON IT", "custom": {"phones": ["AA0_B N_E", "IH0 T"]}}]}
+    for wrong in ("AA0 N", ["AA0 N", ""], [["AA0", "N"]], 3):
+        with pytest.raises(ValueError, match="in 'phones', want a list of words, each its phones"):
+            words("IT'S", phones=wrong)
+    assert words("IT'S", other="AA0 N", phones=[]) == ["IT'S"]
     assert transcribed(stated, "phones", {}) == [("ON", (("AA", "N"),)), ("IT", (("IH", "T"),))]
