@@ -37,6 +37,8 @@ class ScoreOptions:
     """How many utterances with the most errors results.json lists."""
     trials: str | None = None
     """Verification: file of trials, lines of `1|0 ENROL TEST`, ids as in the cuts."""
+    dims: int | None = None
+    """Verification: the first so many numbers of all embeddings alone, as with head.prefixes."""
     cohort: str | None = None
     """Verification: folder of a decoding, such as of the training cuts, for AS-norm."""
     top: int = 300

@@ -67,6 +67,8 @@ def verification(folder: Path, options: ScoreOptions) -> dict[str, Any]:
         plain = results(own.cosine)
         plain.pop("det")
         found |= {"scores": backend.name, "cosine": plain, **backend.about}
+    if options.dims is not None:
+        found["dims"] = options.dims
     lines = [
         f"{int(t.target)} {t.enrol} {t.test} {s:.6f}\n"
         for t, s in zip(own.trials, scores.tolist(), strict=True)
@@ -87,7 +89,7 @@ class Backend:
         steps = []
         self.about: dict[str, Any] = {}
         if options.plda is not None:
-            embeddings, _, rows = read_embeddings(Path(options.plda))
+            embeddings, _, rows = read_embeddings(Path(options.plda), options.dims)
             speakers = [row.get("speaker") for row in rows]
             if not all(speakers):
                 raise ValueError(
@@ -103,7 +105,7 @@ class Backend:
                 "dim": self.plda.projection.shape[1],
             }
         if options.cohort is not None:
-            self.cohort, known = _cohort(Path(options.cohort), options.cohort_means)
+            self.cohort, known = _cohort(Path(options.cohort), options.cohort_means, options.dims)
             self.learnt_of["cohort"] = known
             steps.append("AS-norm")
             count = len(self.cohort)
@@ -122,7 +124,7 @@ class Backend:
         )
 
         trials = read_trials(trials_file)
-        embeddings, place, rows = read_embeddings(folder)
+        embeddings, place, rows = read_embeddings(folder, self.options.dims)
         unknown = [i for t in trials for i in (t.enrol, t.test) if i not in place]
         if unknown:
             raise ValueError(
@@ -174,14 +176,14 @@ def _refuse_shared(
         )
 
 
-def _cohort(folder: Path, means: bool) -> tuple[np.ndarray, set[str]]:
+def _cohort(folder: Path, means: bool, dims: int | None) -> tuple[np.ndarray, set[str]]:
     """(K, E) embeddings of the cohort, or the mean direction of each of its speakers; and who they
     are, as far as it is known."""
     import numpy as np
 
     from speechssl.score.verification import unit
 
-    embeddings, _, rows = read_embeddings(folder)
+    embeddings, _, rows = read_embeddings(folder, dims)
     speakers = [row.get("speaker") for row in rows]
     known = {str(s) for s in speakers if s}
     if not means:
@@ -264,8 +266,11 @@ def _features(scored: Scored, options: ScoreOptions) -> np.ndarray:
     return np.stack([scored.scores, shorter, longer], axis=1)
 
 
-def read_embeddings(folder: Path) -> tuple[np.ndarray, dict[str, int], list[dict[str, Any]]]:
-    """(N, E) embeddings of a decoding, the row of each id, and what is known of each."""
+def read_embeddings(
+    folder: Path, dims: int | None = None
+) -> tuple[np.ndarray, dict[str, int], list[dict[str, Any]]]:
+    """(N, E) embeddings of a decoding, or their first `dims` numbers, the row of each id, and what
+    is known of each."""
     import numpy as np
 
     path = folder / "embeddings.npy"
@@ -280,7 +285,12 @@ def read_embeddings(folder: Path) -> tuple[np.ndarray, dict[str, int], list[dict
             f"{folder}: found {len(embeddings)} embeddings and {len(rows)} lines in "
             "embeddings.jsonl, want as many of each; decode again"
         )
-    return embeddings, {row["id"]: i for i, row in enumerate(rows)}, rows
+    if dims is not None and not 1 <= dims <= embeddings.shape[1]:
+        raise ValueError(
+            f"dims: found {dims}, want 1 to {embeddings.shape[1]}, the width of the embeddings in "
+            f"{folder}"
+        )
+    return embeddings[:, :dims], {row["id"]: i for i, row in enumerate(rows)}, rows
 
 
 def verification_table(results: dict[str, Any]) -> str:

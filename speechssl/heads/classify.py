@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from speechssl.contract import Batch, Encoder, Loss
 from speechssl.heads.aggregate import PoolingKind, add_pooling, pool
+from speechssl.heads.nested import narrowed, nested_widths
 from speechssl.heads.utterance import UtteranceConfig, UtteranceHead
 
 
@@ -47,6 +48,9 @@ class ClassifyConfig(UtteranceConfig):
     """Dropout of the pooled vector and of each hidden layer, and inside pooling: transformer."""
     balanced: bool = False
     """Weigh each class in the loss by the inverse of its training utterances."""
+    prefixes: list[int] = dataclasses.field(default_factory=list)
+    """Widths, such as [48, 192]: so many first channels of the vector before the output have to
+    tell the class too, by losses that are added (heads.nested); validation says how well."""
 
     def build(self, encoder: Encoder) -> ClassifyHead:
         return ClassifyHead(self, encoder)
@@ -75,6 +79,7 @@ class ClassifyHead(UtteranceHead):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(sizes[-1], len(config.classes))
+        self.widths = nested_widths(config.prefixes, sizes[-1])
         rarity = torch.ones(len(config.classes))
         if 0 not in (config.class_counts or [0]):
             counts = torch.tensor(config.class_counts, dtype=torch.float32)
@@ -83,7 +88,15 @@ class ClassifyHead(UtteranceHead):
 
     def forward(self, batch: Batch) -> Loss:
         classes = self.targets(batch)
-        return self.class_loss(self.class_log_probs(batch.wave, batch.wave_lengths), classes)
+        x, lengths = self.frames(batch.wave, batch.wave_lengths)
+        vectors = self.vectors(self.projection(x), lengths)
+        found = self.class_loss(log_softmax(self.output(vectors)), classes)
+        total, logs = found.total, dict(found.logs)
+        for width in self.widths[:-1]:
+            part = self.class_loss(log_softmax(narrowed(self.output, vectors, width)), classes)
+            total = total + part.total
+            logs |= {f"{name}_of_{width}": pair for name, pair in part.logs.items()}
+        return Loss(total, found.count, logs)
 
     def class_loss(self, log_probs: Tensor, classes: Tensor) -> Loss:
         """(B, C) log-probabilities and (B,) classes -> cross entropy, a sum over utterances."""
@@ -103,10 +116,16 @@ class ClassifyHead(UtteranceHead):
             },
         )
 
-    def class_log_probs(self, wave: Tensor, wave_lengths: Tensor) -> Tensor:
-        """(B, L) and (B,) samples -> (B, C) float32 log-probabilities of `config.classes`."""
+    def class_log_probs(
+        self, wave: Tensor, wave_lengths: Tensor, width: int | None = None
+    ) -> Tensor:
+        """(B, L) and (B,) samples -> (B, C) float32 log-probabilities of `config.classes`.
+
+        width: of the vector's first channels alone; none: of all.
+        """
         x, lengths = self.frames(wave, wave_lengths)
-        return log_softmax(self.output(self.vectors(self.projection(x), lengths)))
+        vectors = self.vectors(self.projection(x), lengths)
+        return log_softmax(narrowed(self.output, vectors, width or self.widths[-1]))
 
     def vectors(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, D) projected frames -> (B, H) what the output reads of each utterance."""

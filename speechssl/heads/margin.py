@@ -18,7 +18,8 @@ class AngularMargin(nn.Module):
 
     The cosine of a class is the largest over its K centres; that of the own class, cos(theta),
     becomes cos(theta + margin) before the softmax of `scale` times the cosines, or with kind cosine
-    cos(theta) - margin (AM-softmax). With margin 0 it is that softmax itself.
+    cos(theta) - margin (AM-softmax). With margin 0 it is that softmax itself. Narrower embeddings
+    are compared with as many first channels of the centres.
     Source: Deng et al. 2019 (ArcFace); Deng et al. 2020 (sub-centres); Xiang et al. 2019 and
     Desplanques et al. 2020 for speakers (margin 0.2, scale 30); Wang et al. 2018 (AM-softmax), with
     margin 0.4 in Yang et al. 2021 (SUPERB).
@@ -52,7 +53,8 @@ class AngularMargin(nn.Module):
     def cosines(self, embeddings: Tensor) -> Tensor:
         """(B, E) -> (B, C) float32 in [-1, 1]: the cosine with each class's nearest centre."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            found = F.normalize(embeddings.float()) @ F.normalize(self.weight.float()).T
+            centres = self.weight.float()[:, : embeddings.shape[1]]
+            found = F.normalize(embeddings.float()) @ F.normalize(centres).T
             return found.unflatten(1, (-1, self.centres)).amax(-1).clamp(-1, 1)
 
 

@@ -49,6 +49,11 @@ class MultitaskConfig(ClassifyConfig):
         super().__post_init__()
         if self.text_weight < 0:
             raise ValueError(f"text_weight: found {self.text_weight}, want 0 or more")
+        if self.prefixes:
+            raise ValueError(
+                f"prefixes: found {self.prefixes} with several tasks, want none, or the class "
+                "alone (heads.classify.ClassifyConfig)"
+            )
         if len({self.field, *self.further}) <= len(self.further):
             raise ValueError(
                 f"further: found {self.further} beside the field {self.field!r}, want each once"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from speechssl.contract import Batch, Encoder, Loss
 from speechssl.heads.margin import AngularMargin
+from speechssl.heads.nested import nested_widths
 from speechssl.heads.speaker_nets import EcapaTdnn, Pooled, XVector
 from speechssl.heads.utterance import UtteranceConfig, UtteranceHead
 
@@ -48,6 +49,9 @@ class SpeakerConfig(UtteranceConfig):
     """Speeds at which a voice counts as another speaker, usually [0.9, 1.1]: each speaker has one
     more class for each. data.speeds are then these and 1, or none. Empty: a speaker is the same
     at any speed."""
+    prefixes: list[int] = dataclasses.field(default_factory=list)
+    """Widths, such as [12, 48]: so many first numbers of an embedding have to tell speakers apart
+    too, by losses that are added (heads.nested). `speechssl score --dims 48` compares these."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,16 +102,22 @@ class SpeakerHead(UtteranceHead):
             centres=config.sub_centres,
             kind=config.margin_kind,
         )
+        self.widths = nested_widths(config.prefixes, config.embedding_dim)
 
     def forward(self, batch: Batch) -> Loss:
         speakers = self.targets(batch)
         wave = batch.views.get("mixed", batch.wave) if self.training else batch.wave
         embeddings = self.embed(wave, batch.wave_lengths)
-        losses, cosines = self.margin(embeddings, speakers, self.margin_now())
-        right = (cosines.detach().argmax(-1) == speakers).sum()
-        number = torch.tensor(len(speakers), device=losses.device)
-        total = losses.sum()
-        return Loss(total, number, {"nats": (total.detach(), number), "accuracy": (right, number)})
+        number = torch.tensor(len(speakers), device=embeddings.device)
+        total, logs = embeddings.new_zeros(()), {}
+        for width in reversed(self.widths):
+            losses, cosines = self.margin(embeddings[:, :width], speakers, self.margin_now())
+            right = (cosines.detach().argmax(-1) == speakers).sum()
+            end = "" if width == self.widths[-1] else f"_of_{width}"
+            logs |= {f"nats{end}": (losses.detach().sum(), number),
+                     f"accuracy{end}": (right, number)}  # fmt: skip
+            total = total + losses.sum()
+        return Loss(total, number, logs)
 
     def targets(self, batch: Batch) -> Tensor:
         """(B,) int64 classes, of speakers at their speeds.

@@ -73,6 +73,19 @@ def test_plda_learns_from_the_training_decoding(folders: dict[str, Path], capsys
     assert eer(scores, np.array(trials))[0] == pytest.approx(better["eer"], abs=1e-3)
 
 
+def test_the_first_numbers_of_embeddings_alone(folders: dict[str, Path], capsys: Any) -> None:
+    x = np.load(folders["test"] / "embeddings.npy")
+    pairs = [(i, j) for i in range(len(x)) for j in range(i)]
+    found, scores = scored(folders, "--dims", 3)
+    expected = [cosine(x[i : i + 1, :3], x[j : j + 1, :3])[0] for i, j in pairs]
+    assert scores == pytest.approx(np.array(expected), abs=1e-5) and found["dims"] == 3
+    more = ("--plda", folders["train"], "--cohort", folders["train"], "--dims", 4)
+    assert scored(folders, *more)[0]["plda"]["dim"] == 4
+    assert "dims" not in scored(folders)[0]
+    assert score.main(words(folders, "--dims", 7)) == 2
+    assert "dims: found 7, want 1 to 6" in capsys.readouterr().err
+
+
 def test_as_norm_follows_its_formula_over_either_score(folders: dict[str, Path]) -> None:
     _, found = scored(folders, "--cohort", folders["train"], "--top", 20)
     x, cohort = (np.load(folders[k] / "embeddings.npy") for k in ("test", "train"))

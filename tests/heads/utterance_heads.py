@@ -40,6 +40,8 @@ KINDS: list[tuple[type[UtteranceConfig], dict[str, Any]]] = [
     (SpeakerConfig, {"network": "xvector", "sub_centres": 3}),
     (SpeakerConfig, {"network": "ecapa", "interface": "convolution"}),
     (SpeakerConfig, {"network": "ecapa", "layer": 1, "margin": 0.0}),
+    (SpeakerConfig, {"network": "pooled", "prefixes": [4], "sub_centres": 2}),
+    (ClassifyConfig, {"prefixes": [3, 8]}),
 ]
 """Every kind of head, by class and options."""
 
