@@ -86,37 +86,43 @@ def run(options: AlignOptions) -> str:
         write(source, target, options, lexicon, model, means, left_out)
         for source, target in places.items()
     ]
-    aligned, frames, score = map(sum, zip(*sums))
+    count, frames, score = map(sum, zip(*sums))
     lines = [f"{name}\t{why}\n" for name, why in left_out.items()]
     (output / "left_out.tsv").write_text("".join(lines), encoding="utf-8")
     report = {
-        "options": dataclasses.asdict(options), "aligned": aligned, "left_out": len(left_out),
+        "options": dataclasses.asdict(options), "aligned": count, "left_out": len(left_out),
         "hours": frames * SHIFT / 3600, "log_likelihood_per_frame": score / max(frames, 1),
         "phones": list(model.phones), "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     write_json(output / "align.json", report)
-    if not aligned:
+    if not count:
         raise ValueError(f"cuts: found none that could be aligned; {output}/left_out.tsv says why")
     first = next(iter(left_out.items()), None)
     rest = "" if first is None else f"; left out {len(left_out)} (first: {first[0]}: {first[1]})"
-    return f"aligned {aligned} cuts, {frames * SHIFT / 3600:.2f} h{rest}"
+    return f"aligned {count} cuts, {frames * SHIFT / 3600:.2f} h{rest}"
 
 
 def utterances(
-    cuts: Sequence[str], options: AlignOptions, lexicon: Mapping[str, Ways]
+    what: str, cuts: Sequence[str], options: AlignOptions, lexicon: Mapping[str, Ways]
 ) -> Iterator[tuple[dict[str, Any], Utterance | str]]:
-    """Plain values of every cut, and what is said in it, or why that cannot be told."""
+    """Plain values of every cut, and what is said in it, or why that cannot be told.
+
+    what: name of the progress that is shown.
+    """
     from speechssl.hub.cuts import CutItems
+    from speechssl.labels.stream import Progress
 
     items = CutItems(cuts)
-    for item, plain in zip(items, items.plain_cuts()):
-        row = plain()
-        found: Utterance | str
-        try:
-            found = utterance(row, item.read, options.phones_field, lexicon)
-        except ValueError as error:
-            found = str(error)
-        yield row, found
+    with Progress(what, len(items)) as progress:
+        for item, plain in zip(items, items.plain_cuts()):
+            row = plain()
+            found: Utterance | str
+            try:
+                found = utterance(row, item.read, options.phones_field, lexicon)
+            except ValueError as error:
+                found = str(error)
+            yield row, found
+            progress(row.get("duration", 0.0), 1)
 
 
 def utterance(row: dict[str, Any], read: Any, field: str, lexicon: Mapping[str, Ways]) -> Utterance:
@@ -137,7 +143,7 @@ def survey(options: AlignOptions, lexicon: Mapping[str, Ways]) -> tuple[list[str
     """Names of the phones that may be said, the pause first, and seconds of speech."""
     names: set[str] = set()
     seconds, first = 0.0, ("", "no cuts")
-    for row, u in utterances(options.cuts, options, lexicon):
+    for row, u in utterances("transcripts", options.cuts, options, lexicon):
         if isinstance(u, Utterance):
             seconds += u.end - u.begin
             names.update(p for _, ways in u.words for way in ways for p in way)
@@ -157,26 +163,23 @@ def read(
     import numpy as np
 
     from speechssl.data.reader import UnusableError
-    from speechssl.labels.stream import Progress
 
     mfcc, number, first = Mfcc(), 0, ""
     sums: dict[str, np.ndarray] = {}
     chosen = []
-    with Progress("reading") as progress:
-        for _, u in utterances(options.cuts, options, lexicon):
-            if not isinstance(u, Utterance):
-                continue
-            progress(u.end - u.begin, 1)
-            try:
-                frames = mfcc(u)
-            except UnusableError as error:  # left out when its turn to be aligned comes
-                first = first or f"{u.id}: {error}"
-                continue
-            total = sums.setdefault(u.speaker, np.zeros(frames.shape[1] + 1))
-            total += np.append(frames.sum(0, dtype=np.float64), len(frames))
-            number += 1
-            if math.ceil(number * share) > math.ceil((number - 1) * share):
-                chosen.append((u, frames))
+    for _, u in utterances("reading", options.cuts, options, lexicon):
+        if not isinstance(u, Utterance):
+            continue
+        try:
+            frames = mfcc(u)
+        except UnusableError as error:  # left out when its turn to be aligned comes
+            first = first or f"{u.id}: {error}"
+            continue
+        total = sums.setdefault(u.speaker, np.zeros(frames.shape[1] + 1))
+        total += np.append(frames.sum(0, dtype=np.float64), len(frames))
+        number += 1
+        if math.ceil(number * share) > math.ceil((number - 1) * share):
+            chosen.append((u, frames))
     if not sums:
         raise ValueError(f"cuts: found no audio that can be used ({first})")
     return {name: total[:-1] / total[-1] for name, total in sums.items()}, chosen
@@ -261,33 +264,29 @@ def write(
     and log likelihood. left_out: gets cut id -> reason."""
     from speechssl.corpora.manifest import JsonlWriter, alignment_items
     from speechssl.data.reader import UnusableError
-    from speechssl.labels.stream import Progress
 
     mfcc, number = Mfcc(), {name: i for i, name in enumerate(model.phones)}
     count, length, score = 0, 0, 0.0
     writer = JsonlWriter(target)
     try:
-        with Progress(f"aligning {source}") as progress:
-            for row, u in utterances([source], options, lexicon):
-                try:
-                    if not isinstance(u, Utterance):
-                        raise UnusableError(u)
-                    progress(u.end - u.begin, 1)
-                    frames = mfcc(u)
-                    found, own = aligned(u, frames, model, number, means.get(u.speaker))
-                except UnusableError as error:
-                    left_out[row["id"]] = str(error)
-                else:
-                    # Lhotse counts alignments from the recording's start.
-                    made = {
-                        kind: alignment_items([(s, row["start"] + a, row["start"] + b)
-                                               for s, a, b in items])
-                        for kind, items in found.items()
-                    }  # fmt: skip
-                    spoken = row["supervisions"][0]
-                    spoken["alignment"] = {**(spoken.get("alignment") or {}), **made}
-                    count, length, score = count + 1, length + len(frames), score + own
-                writer.write(row)
+        for row, u in utterances(f"aligning {source}", [source], options, lexicon):
+            try:
+                if not isinstance(u, Utterance):
+                    raise UnusableError(u)
+                frames = mfcc(u)
+                found, own = aligned(u, frames, model, number, means.get(u.speaker))
+            except UnusableError as error:
+                left_out[row["id"]] = str(error)
+            else:
+                spoken, start = row["supervisions"][0], row["start"]
+                # Lhotse counts alignments from the recording's start.
+                made = {
+                    kind: alignment_items([(s, start + a, start + b) for s, a, b in items])
+                    for kind, items in found.items()
+                }
+                spoken["alignment"] = {**(spoken.get("alignment") or {}), **made}
+                count, length, score = count + 1, length + len(frames), score + own
+            writer.write(row)
     except BaseException:
         writer.discard()
         raise

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechssl.bin.align import main
+from speechssl.bin.align import Mfcc, Utterance, main, read, utterances
+from speechssl.labels.align_config import AlignOptions
 from speechssl.labels.measure import alignments
+from speechssl.labels.pronunciations import read_lexicon
 
 PHONES = {"AA": (300, 900), "IY": (500, 2500), "S": (5200, 6800), "M": (200, 1400)}
 """Pairs of frequencies, in Hz."""
@@ -115,6 +117,18 @@ def test_what_cannot_be_aligned_is_listed_and_written_as_it_is(aligned: Path) ->
     report = json.loads((aligned / "align.json").read_text())
     assert report["aligned"] == 30 and report["left_out"] == 3
     assert report["phones"] == ["sil", "AA", "IY", "M", "S"]
+
+
+def test_what_trains_is_spread_evenly_and_means_are_of_all(folder: Path) -> None:
+    options = AlignOptions(cuts=[str(folder / "cuts.jsonl.gz")], output="unused")
+    lexicon = read_lexicon(str(folder / "lexicon.txt"))
+    means, chosen = read(options, lexicon, 0.25)
+    assert [u.id for u, _ in chosen] == [f"u{n}" for n in range(0, 30, 4)]
+    assert len(read(options, lexicon, 1e-9)[1]) == 1 and not read(options, lexicon, 0.0)[1]
+    found = [u for _, u in utterances("", options.cuts, options, lexicon)]
+    own = [Mfcc()(u) for u in found if isinstance(u, Utterance) and u.speaker == "s1"][:10]
+    np.testing.assert_allclose(means["s1"], np.concatenate(own).mean(0), rtol=1e-4)
+    assert means.keys() == {"s0", "s1", "s2"} and len(own) == 10
 
 
 def test_a_model_aligns_alike_later_and_elsewhere(folder: Path, aligned: Path) -> None:
