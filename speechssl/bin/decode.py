@@ -98,6 +98,7 @@ class Reference:
     text: str
     duration: float
     speaker: str | None
+    language: str | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -180,8 +181,9 @@ def read_references(cuts: list[str] | str) -> dict[str, Reference]:
             for _, cut in read_manifest(file) if file.suffix != ".tar" else ():
                 first = (cut.get("supervisions") or [{}])[0]
                 found[cut["id"]] = Reference(
-                    first.get("text") or "", cut.get("duration") or 0.0, first.get("speaker")
-                )
+                    first.get("text") or "", cut.get("duration") or 0.0, first.get("speaker"),
+                    first.get("language"),
+                )  # fmt: skip
     return found
 
 
@@ -385,6 +387,8 @@ def _write(
             continue
         row = {"id": cut_id, "ref": reference.text, "hyp": texts[cut_id][0]}
         row |= {"duration": reference.duration, "speaker": reference.speaker}
+        if reference.language is not None:
+            row["language"] = reference.language
         if options.nbest > 1:
             row["nbest"] = texts[cut_id]
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")

@@ -35,6 +35,8 @@ class ScoreOptions:
     """Texts hold slots, `<drink> iced mocha </drink>`: their matches, F1 and value CER too."""
     worst: int = 20
     """How many utterances with the most errors results.json lists."""
+    worst_languages: int = 15
+    """Texts of several languages: over how many of the worst ones CER is averaged."""
     trials: str | None = None
     """Verification: file of trials, lines of `1|0 ENROL TEST`, ids as in the cuts."""
     dims: int | None = None
@@ -104,13 +106,15 @@ def _results(folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], str]:
     task = score_tasks.task_of(folder)
     if task is not None:
         return task(folder, options)
-    from speechssl.score.wer import alignment_text, error_rates
+    from speechssl.score.wer import alignment_text, error_rates, over_languages
 
     found = read_hypotheses(folder / "hyp.jsonl")
     results, scored = error_rates(found, options.normalisation)
     scored.sort(key=lambda s: (-s.words.errors, s.utterance.id))
     results["worst"] = [_worst(s) for s in scored[: options.worst] if s.words.errors]
     write_text(folder / "alignments.txt", "\n".join(alignment_text(s) for s in scored))
+    if len(results["by_language"]) > 1:
+        results["over_languages"] = over_languages(results["by_language"], options.worst_languages)
     shown = table(results)
     if options.tags:
         results["slots"], slots = score_tasks.tagged(found)
@@ -136,6 +140,7 @@ def read_hypotheses(path: Path) -> list[Utterance]:
                         hyp=entry["hyp"],
                         duration_s=entry.get("duration"),
                         speaker=entry.get("speaker"),
+                        language=entry.get("language"),
                     )
                 )
             except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -156,6 +161,13 @@ def table(results: dict[str, Any]) -> str:
         f"{results['characters']} characters",
         f"{results['utterances']} utterances, {results['utterances_with_errors']} with errors",
     ]
+    if "over_languages" in results:
+        over = results["over_languages"]
+        lines.append(
+            f"{over['languages']} languages, each alike: CER {100 * over['mean_cer']:.2f} %, "
+            f"standard deviation {100 * over['std_cer']:.2f}, of the {len(over['worst'])} worst "
+            f"{100 * over['worst_cer']:.2f} %"
+        )
     if results["by_duration_s"]:
         lines.append(f"{'seconds':>10} {'WER %':>8} {'words':>8} {'utterances':>11}")
     for name, part in results["by_duration_s"].items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,7 @@ class Utterance:
     hyp: str
     duration_s: float | None = None
     speaker: str | None = None
+    language: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,10 +178,58 @@ def error_rates(
         "utterances_with_errors": sum(s.words.errors > 0 for s in scored),
         "by_duration_s": _grouped(scored, _duration_bucket),
         "by_speaker": _grouped(scored, lambda s: s.utterance.speaker),
+        "by_language": _by_language(scored),
         "confusions": confusions(scored),
         "normalisation": {"name": normalisation, "means": NORMALISATIONS[normalisation]},
     }
     return results, scored
+
+
+def _by_language(scored: Iterable[Scored]) -> dict[str, dict[str, Any]]:
+    groups: dict[str, list[Scored]] = {}
+    for item in scored:
+        if item.utterance.language is not None:
+            groups.setdefault(item.utterance.language, []).append(item)
+    found = {}
+    for name in sorted(groups):
+        words = sum((s.words for s in groups[name]), Edits())
+        characters = sum((s.characters for s in groups[name]), Edits())
+        found[name] = {
+            "cer": characters.rate if characters.length else None,
+            "wer": words.rate if words.length else None,
+            "characters": characters.length,
+            "character_errors": characters.errors,
+            "words": words.length,
+            "errors": words.errors,
+            "utterances": len(groups[name]),
+        }
+    return found
+
+
+def over_languages(by_language: Mapping[str, Mapping[str, Any]], worst: int = 15) -> dict[str, Any]:
+    """How character error rates differ between the languages of `error_rates`' "by_language".
+
+    Each language counts the same, however much was said in it: mean, population standard
+    deviation, and the mean over the `worst` ones (over all if there are fewer). Languages without a
+    character in their references are left out.
+    Source: Chen et al. 2025 (Interspeech 2025 ML-SUPERB 2.0 challenge); Shi et al. 2024 (ML-SUPERB
+    2.0), section 3.
+    Raises `ValueError` if there is no language, or `worst` is below 1.
+    """
+    rates = {k: v["cer"] for k, v in by_language.items() if v["cer"] is not None}
+    if not rates or worst < 1:
+        raise ValueError(
+            f"by_language, worst: found {len(rates)} languages and {worst}, want 1 or more of both"
+        )
+    order = sorted(rates, key=lambda name: (-rates[name], name))[:worst]
+    values = np.array(list(rates.values()))
+    return {
+        "languages": len(rates),
+        "mean_cer": float(values.mean()),
+        "std_cer": float(values.std()),
+        "worst_cer": float(np.mean([rates[name] for name in order])),
+        "worst": order,
+    }
 
 
 def bootstrap(edits: Sequence[Edits], draws: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def write_cuts(folder: Path, name: str, texts: list[str]) -> Path:
         duration = len(wave) / 16000
         supervision = {
             "id": key, "recording_id": key, "start": 0.0, "duration": duration, "channel": 0,
-            "text": text, "speaker": f"s{i % 2}",
+            "text": text, "speaker": f"s{i % 2}", "language": "en" if i else None,
         }  # fmt: skip
         source = {"type": "file", "channels": [0], "source": str(folder / f"{key}.wav")}
         recording = {
@@ -132,6 +132,8 @@ def test_greedy_decoding_hears_what_was_learnt_in_manifest_order(
     assert [r["id"] for r in rows] == [f"test{i}" for i in range(12)]
     assert sum(r["hyp"] == r["ref"] for r in rows) >= 10
     assert {r["speaker"] for r in rows} == {"s0", "s1"}
+    assert [r.get("language") for r in rows] == [None] + 11 * ["en"]
+    assert "language" not in rows[0]
     info = json.loads((tmp_path / "decode.json").read_text())
     assert info["method"] == "greedy" and info["utterances"] == 12 and info["skipped"] == []
     assert info["timing"]["rtf"] > 0

@@ -35,6 +35,25 @@ def test_results_and_alignments_are_written(
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_languages_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"id": "a", "ref": "abcd", "hyp": "abcd", "language": "fi"},
+        {"id": "b", "ref": "ab cd", "hyp": "ab xy", "language": "sv"},
+        {"id": "c", "ref": "ab", "hyp": "ab", "language": "et"},
+    ]
+    (tmp_path / "hyp.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert main(["--decode", str(tmp_path), "--worst_languages", "1"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["over_languages"]["worst"] == ["sv"]
+    assert results["over_languages"]["worst_cer"] == pytest.approx(0.4)
+    shown = capsys.readouterr().out
+    assert "3 languages, each alike: CER 13.33 %" in shown and "of the 1 worst 40.00 %" in shown
+    assert main(["--decode", str(tmp_path), "--worst_languages", "0"]) == 2
+    write_hypotheses(tmp_path)
+    assert main(["--decode", str(tmp_path)]) == 0
+    assert "over_languages" not in json.loads((tmp_path / "results.json").read_text())
+
+
 def test_the_same_decoding_gives_the_same_bytes(tmp_path: Path) -> None:
     write_hypotheses(tmp_path)
     main(["--decode", str(tmp_path)])

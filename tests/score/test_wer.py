@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 
@@ -17,6 +18,7 @@ from speechssl.score.wer import (
     count_edits,
     error_rates,
     normalise,
+    over_languages,
     score_utterance,
 )
 
@@ -110,14 +112,37 @@ def test_basic_normalisation_is_as_fine_as_the_tokenizers() -> None:
 
 def test_groups_add_up_to_the_whole() -> None:
     utterances = [
-        Utterance(str(i), r, h, duration_s=0.7 * i, speaker=f"s{i % 3}")
+        Utterance(str(i), r, h, 0.7 * i, speaker=f"s{i % 3}", language="ab"[i % 2])
         for i, (r, h) in enumerate(random_pairs(60, seed=3))
     ]
     results, _ = error_rates(utterances)
-    for name in ("by_duration_s", "by_speaker"):
+    for name in ("by_duration_s", "by_speaker", "by_language"):
         assert sum(g["errors"] for g in results[name].values()) == results["errors"]
         assert sum(g["utterances"] for g in results[name].values()) == 60
     assert list(results["by_duration_s"]) == ["0-2", "2-5", "5-10", "10-20", "20+"]
+
+
+def test_each_language_counts_the_same_over_languages() -> None:
+    """Character errors: 1 of 4, 0 of 8, 2 of 2; the fourth has no reference to be right about."""
+    utterances = [
+        Utterance("1", "abcd", "abxd", language="sv"),
+        Utterance("2", "abcd", "abcd", language="fi"),
+        Utterance("3", "efgh", "efgh", language="fi"),
+        Utterance("4", "ab", "xy", language="et"),
+        Utterance("5", "", "ab", language="xx"),
+        Utterance("6", "abcd", "abcd"),
+    ]
+    by_language = error_rates(utterances)[0]["by_language"]
+    assert [by_language[k]["cer"] for k in ("et", "fi", "sv", "xx")] == [1.0, 0.0, 0.25, None]
+    found = over_languages(by_language, worst=2)
+    assert found["languages"] == 3 and found["worst"] == ["et", "sv"]
+    assert found["mean_cer"] == pytest.approx(1.25 / 3)
+    assert found["std_cer"] == pytest.approx(statistics.pstdev([1.0, 0.0, 0.25]))
+    assert found["worst_cer"] == pytest.approx(0.625)
+    assert over_languages(by_language)["worst_cer"] == pytest.approx(found["mean_cer"])
+    for wrong in (({}, 1), (by_language, 0)):
+        with pytest.raises(ValueError, match="want 1 or more of both"):
+            over_languages(*wrong)
 
 
 def test_the_interval_holds_the_rate_and_narrows_with_more_utterances() -> None:
