@@ -42,8 +42,8 @@ def measure(
     window = float(store.meta.get("window_seconds", 0.025))
     phone_table = q.PhoneTable()
     joint = np.zeros((64, store.classes), dtype=np.int64)
-    counts = np.zeros(store.classes, dtype=np.int64)
-    frames = runs = unaligned_cuts = unlabelled = difference = largest = 0
+    counts, runs = np.zeros((2, store.classes), dtype=np.int64)
+    frames = unaligned_cuts = unlabelled = difference = largest = 0
     for cut, items in alignments(cuts, alignment):
         labels = labels_of(store, cut)
         if labels is None:
@@ -51,7 +51,7 @@ def measure(
             continue
         labels = labels[::step]
         frames += len(labels)
-        runs += q.count_runs(labels)
+        runs += np.bincount(q.run_values(labels), minlength=store.classes)
         counts += np.bincount(labels, minlength=store.classes)
         if not items:
             unaligned_cuts += 1
@@ -76,7 +76,8 @@ def measure(
         **q.summary(joint),
         **q.usage(counts),
         "frames": frames,
-        "mean_run_length": frames / max(runs, 1),
+        "mean_run_length": frames / max(int(runs.sum()), 1),
+        "bits_per_second": q.bit_rates(counts, runs, rate),
         "frame_difference": difference,
         "largest_frame_difference": largest,
         "cuts_without_labels": unlabelled,
@@ -141,6 +142,12 @@ def table(report: dict[str, Any]) -> str:
         ("usage perplexity", f"{report['perplexity']:.1f}"),
         ("empty clusters", f"{report['empty']}"),
         ("mean run length", f"{report['mean_run_length']:.2f} frames"),
+        (
+            "bits per second",
+            "{bits:.1f}, by frequency {coded_bits:.1f}, of runs {collapsed_bits:.1f}".format(
+                **report["bits_per_second"]
+            ),
+        ),
         ("phones", f"{report['phones']}"),
         ("frames", f"{report['frames']}, {report['aligned_frames']} of them in a phone"),
         (

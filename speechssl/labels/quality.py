@@ -93,6 +93,30 @@ def count_runs(labels: np.ndarray) -> int:
     return int(1 + np.count_nonzero(np.diff(labels.astype(np.int64)))) if len(labels) else 0
 
 
+def run_values(labels: np.ndarray) -> np.ndarray:
+    """The (T,) labels with runs of equal ones collapsed to one."""
+    return labels[np.flatnonzero(np.diff(labels.astype(np.int64), prepend=-1))]
+
+
+def bit_rates(counts: np.ndarray, runs: np.ndarray, frame_rate_hz: float) -> dict[str, float]:
+    """Bits per second that the labels take: (K,) counts of frames, (K,) of runs of equal labels.
+
+    bits: log2 K for each frame. coded_bits: each frame by an ideal code for how often its label
+    occurs. collapsed_bits: each run by such a code, without its duration.
+    Source: the DASB benchmark (Mousavi et al. 2024) for the first; Polyak et al. 2021 ("Speech
+    Resynthesis from Discrete Disentangled Self-Supervised Representations") for collapsed units.
+    """
+    frames = int(counts.sum())
+    if not frames:
+        return dict.fromkeys(("bits", "coded_bits", "collapsed_bits"), float("nan"))
+    seconds = frames / frame_rate_hz
+    return {
+        "bits": frame_rate_hz * float(np.log2(len(counts))),
+        "coded_bits": frame_rate_hz * entropy(counts) / float(np.log(2)),
+        "collapsed_bits": int(runs.sum()) / seconds * entropy(runs) / float(np.log(2)),
+    }
+
+
 def summary(joint: np.ndarray) -> dict[str, float]:
     """PNMI and both purities, with the counts behind them."""
     return {

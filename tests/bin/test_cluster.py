@@ -103,6 +103,8 @@ def test_tones_become_clusters_that_tell_them_apart(
     assert report["phones"] == 4 and report["empty"] == 0
     assert report["frame_difference"] == 0 and report["cuts_without_labels"] == 0
     assert report["mean_run_length"] > 3
+    rates = report["bits_per_second"]
+    assert 0 < rates["collapsed_bits"] < rates["coded_bits"] <= rates["bits"]
     assert "PNMI" in capsys.readouterr().out
     assert run("quality", *words[:4], "--output", tmp_path / "25.json", "--rate_hz", 25) == 0
     slow = json.loads((tmp_path / "25.json").read_text())

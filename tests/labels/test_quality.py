@@ -57,6 +57,26 @@ def test_counts_stop_at_the_shorter_and_leave_out_the_unaligned() -> None:
     assert joint.tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
+def test_bit_rates_are_those_of_ideal_codes() -> None:
+    """Eight labels, each twice in a row: 3 bits a frame at 50 Hz, and a run every other frame."""
+    labels = np.repeat(np.tile(np.arange(8), 5), 2)
+    assert q.run_values(labels).tolist() == 5 * list(range(8))
+    assert len(q.run_values(labels)) == q.count_runs(labels) == 40
+    counts, runs = np.bincount(labels), np.bincount(q.run_values(labels))
+    expected = {"bits": 150.0, "coded_bits": 150.0, "collapsed_bits": 75.0}
+    assert q.bit_rates(counts, runs, 50.0) == pytest.approx(expected)
+    # A half and two quarters: 1.5 bits.
+    found = q.bit_rates(np.array([4, 2, 2, 0]), np.array([2, 2, 1, 0]), 25.0)
+    assert found["bits"] == 50.0 and found["coded_bits"] == pytest.approx(37.5)
+    share = np.array([0.4, 0.4, 0.2])
+    bits = -(share * np.log2(share)).sum()
+    assert found["collapsed_bits"] == pytest.approx(5 / (8 / 25) * bits)
+    still = q.bit_rates(np.array([9, 0]), np.array([1, 0]), 25.0)
+    assert still == pytest.approx({"bits": 25.0, "coded_bits": 0.0, "collapsed_bits": 0.0})
+    assert all(np.isnan(x) for x in q.bit_rates(np.zeros(3), np.zeros(3), 25.0).values())
+    assert len(q.run_values(np.zeros(0, dtype=np.int64))) == 0
+
+
 def test_usage_of_equal_and_of_single_clusters() -> None:
     assert q.usage(np.full(50, 7))["perplexity"] == pytest.approx(50)
     assert q.usage(np.array([9, 0, 0])) == {"perplexity": pytest.approx(1.0), "empty": 2}
