@@ -118,17 +118,19 @@ def utterances(
             row = plain()
             found: Utterance | str
             try:
-                found = utterance(row, item.read, options.phones_field, lexicon)
+                found = utterance(row, item.read, options, lexicon)
             except ValueError as error:
                 found = str(error)
             yield row, found
             progress(row.get("duration", 0.0), 1)
 
 
-def utterance(row: dict[str, Any], read: Any, field: str, lexicon: Mapping[str, Ways]) -> Utterance:
+def utterance(
+    row: dict[str, Any], read: Any, options: AlignOptions, lexicon: Mapping[str, Ways]
+) -> Utterance:
     from speechssl.labels.pronunciations import transcribed
 
-    words = transcribed(row, field, lexicon)
+    words = transcribed(row, options.phones_field, lexicon, options.unknown)
     (spoken,) = row["supervisions"]
     begin, end = spoken["start"], spoken["start"] + spoken["duration"]
     if begin < -SLACK or end > row["duration"] + SLACK:

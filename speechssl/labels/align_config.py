@@ -13,6 +13,9 @@ class AlignOptions:
     """Folder for the cuts with alignments, the model and the report."""
     lexicon: str | None = None
     """A file of words and their phones, or cmudict: the Carnegie Mellon dictionary of English."""
+    unknown: str | None = None
+    """A phone, such as spn, that stands for each word the lexicon lacks; none: cuts with such words
+    are left out."""
     phones_field: str = "phones"
     """Field of a supervision with phones of each word, which goes before the lexicon."""
     model: str | None = None
@@ -29,6 +32,11 @@ class AlignOptions:
     def __post_init__(self) -> None:
         if not self.cuts:
             raise ValueError("cuts: found none, want at least one cuts_*.jsonl.gz")
+        if self.unknown is not None and (self.lexicon is None or not self.unknown.strip()):
+            raise ValueError(
+                f"unknown: found {self.unknown!r} with lexicon {self.lexicon}, want a phone, and a "
+                "lexicon"
+            )
         if min(self.iterations, self.gaussians) < 1 or self.train_hours <= 0:
             raise ValueError(
                 f"found iterations {self.iterations}, gaussians {self.gaussians} and train_hours "

@@ -72,12 +72,13 @@ def plain(phone: str) -> str:
 
 
 def transcribed(
-    cut: Mapping[str, Any], field: str, lexicon: Mapping[str, Ways]
+    cut: Mapping[str, Any], field: str, lexicon: Mapping[str, Ways], unknown: str | None = None
 ) -> list[tuple[str, Ways]]:
     """(word, its pronunciations) of a cut's one supervision.
 
     Phones that the supervision states in `field`, one string a word ("F_B IH0_I SH_E"), go before
-    the lexicon. Raises `ValueError` with the reason where it cannot be told what is said.
+    the lexicon. unknown: the one phone of words that the lexicon lacks. Raises `ValueError` with
+    the reason where it cannot be told what is said.
     """
     supervisions = cut.get("supervisions") or []
     if len(supervisions) != 1:
@@ -97,10 +98,10 @@ def transcribed(
     parts = [part for word in words for part in _parts(word, lexicon)]
     if not parts:
         raise ValueError("no transcript")
-    unknown = [word for word in parts if word.upper() not in lexicon]
-    if unknown:
-        raise ValueError(f"not in the lexicon: {' '.join(unknown[:5])}")
-    return [(word, lexicon[word.upper()]) for word in parts]
+    lacking = [word for word in parts if word.upper() not in lexicon]
+    if lacking and unknown is None:
+        raise ValueError(f"not in the lexicon: {' '.join(lacking[:5])}")
+    return [(word, lexicon.get(word.upper(), ((str(unknown),),))) for word in parts]
 
 
 def _parts(word: str, lexicon: Mapping[str, Ways]) -> list[str]:

@@ -191,6 +191,15 @@ def test_a_supervision_is_aligned_where_it_lies(folder: Path, aligned: Path) -> 
     assert "c3\tits supervision is from -0.2 to" in listed and "c4\t301 s, want 300 s" in listed
 
 
+def test_unknown_words_have_a_phone_of_their_own(folder: Path, aligned: Path) -> None:
+    output = folder / "unknown"
+    assert run(folder, output, "--iterations", "4", "--unknown", "spn") == 0
+    cuts = {cut.id: items for cut, items in alignments([str(output / "cuts.jsonl.gz")], "phone")}
+    assert [p for _, _, p in cuts["u30"] if p != "sil"] == ["S", "IY", "spn"]
+    assert not any(p == "spn" for _, _, p in cuts["u0"])
+    assert "u30" not in (output / "left_out.tsv").read_text()
+
+
 def test_manifests_called_alike_are_told_apart_by_their_folders(folder: Path) -> None:
     rows = [row(folder, number) for number in range(8)]
     write(folder / "a/cuts.jsonl.gz", rows[:4])
