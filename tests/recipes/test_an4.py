@@ -263,7 +263,7 @@ def write_corpora(folder: Path) -> None:
         (folder / name / "audio").mkdir(parents=True)
         rows = []
         for who in range(9):
-            split = ("train", "valid", "test")[max(who - 6, 0)]
+            split = ("train", "valid", "test")[max((who - 3) // 2, 0)]
             for take in range(takes):
                 own = {"text": words[(who + take) % 4], "label": ["up", "down", "go"][take % 3]}
                 row = {"id": f"{who}-{take}", "audio": f"audio/{who}-{take}.flac", **own,
