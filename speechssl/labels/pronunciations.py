@@ -82,7 +82,7 @@ def transcribed(
     """
     supervisions = cut.get("supervisions") or []
     if len(supervisions) != 1:
-        raise ValueError(f"{len(supervisions)} supervisions, want one that is the whole cut")
+        raise ValueError(f"{len(supervisions)} supervisions, want one")
     words = (supervisions[0].get("text") or "").split()
     stated = (supervisions[0].get("custom") or {}).get(field)
     if stated:
