@@ -73,6 +73,24 @@ def test_the_positional_weight_is_normed_over_channels_for_each_tap() -> None:
     torch.testing.assert_close(conv(x), F.gelu(want).transpose(1, 2), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("width", "kernel"), [(4, 32), (8, 12), (12, 16), (12, 128), (48, 128)])
+def test_the_positional_convolution_is_right_in_bfloat16(width: int, kernel: int) -> None:
+    # torch's own convolution is not, on CPUs with AMX, for all but the last of these.
+    conv = PositionalConv(width * 4, kernel, 4)
+    torch.nn.init.uniform_(conv.v)
+    x = torch.randn(2, 90, width * 4)
+    want = conv(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = conv(x).float()
+    assert (got - want).norm() < 0.01 * want.norm()
+    want.square().mean().backward()
+    grads = [p.grad.clone() for p in conv.parameters() if p.grad is not None]
+    conv.zero_grad()
+    got.square().mean().backward()
+    for a, b in zip(grads, [p.grad for p in conv.parameters()]):
+        assert b is not None and (a - b).norm() < 0.02 * a.norm()
+
+
 def test_buckets_are_those_of_wavlm() -> None:
     offsets = torch.tensor([0, 1, -1, 79, -79, 80, 800, -800, 5000])
     buckets = relative_bucket(offsets, 320, 800).tolist()
