@@ -31,8 +31,9 @@ class ExportConfig:
     """With model: folder of form head, whose head is put on that model's encoder."""
     output: str | None = None
     """Where to write; default: the run's folder."""
-    which: Literal["last", "best"] = "last"
-    """Of a run's folder: its newest checkpoint, or that of its best validation."""
+    which: Literal["last", "best", "average"] = "last"
+    """Of a run's folder: its newest checkpoint, that of its best validation, or the mean of those
+    of its best validations that train.keep_best kept."""
     form: Literal["speechssl", "head", "transformers", "torchaudio", "onnx", "torch"] = "speechssl"
     """head: what a run on a frozen encoder has learnt, alone: the head, adapters and tuned biases;
     transformers: a folder that AutoModel or AutoModelForCTC opens; torchaudio: a state dict with
@@ -96,16 +97,19 @@ def _from_checkpoint(config: ExportConfig, output: str | None) -> str:
     from speechssl.train import checkpoint
     from speechssl.train.folder import export, versions
 
-    path = Path(str(config.checkpoint))
+    path, averaged = Path(str(config.checkpoint)), config.which == "average"
     if not (path / "state.json").is_file():
-        path = checkpoint.find(path / "checkpoints", config.which)
+        path = checkpoint.find(path / "checkpoints", "last" if averaged else config.which)
+    elif averaged:
+        raise ValueError(f"which: found average with the checkpoint {path}, want a run's folder")
     folder = path.parent.parent
     step = int(checkpoint.Reader(path).state["step"])
-    origin = versions() | {"step": step}
+    origin = versions() | {"step": step} | ({"which": "average"} if averaged else {})
     if (folder / "config.yaml").is_file():
         origin["config"] = yaml.safe_load((folder / "config.yaml").read_text())
     output = output or str(folder)
-    export(folder, output, checkpoint.read_weights(path), origin)
+    state = checkpoint.read_average(path.parent) if averaged else checkpoint.read_weights(path)
+    export(folder, output, state, origin)
     return output
 
 

@@ -58,8 +58,9 @@ class FinetuneConfig:
     """Made from the training texts, where the head needs one and data.tokenizer names none."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How to optimise."""
-    export: Literal["best", "last"] = "best"
-    """Weights to export: those of the best validation, or the last ones."""
+    export: Literal["best", "last", "average"] = "best"
+    """Weights to export: those of the best validation, the last ones, or the mean of those of the
+    train.keep_best best validations."""
     cache: str | None = None
     """Folder for the features of a frozen encoder, computed once per utterance; any number of runs
     may share it."""
@@ -80,6 +81,11 @@ class FinetuneConfig:
         if self.init_head and self.init is None:
             raise ValueError(
                 "init_head: found no init, want the folder of a fine-tuned model there"
+            )
+        if self.export == "average" and (self.train.keep_best < 2 or not self.data.valid):
+            raise ValueError(
+                f"export: found average with train.keep_best {self.train.keep_best} and data.valid "
+                f"{self.data.valid}, want 2 or more (5 is common) and cuts to validate on"
             )
         others, speeds = getattr(self.head, "other_speeds", []), self.data.speeds
         if others and set(speeds) != {1.0, *others} and (speeds or not self.init_head):

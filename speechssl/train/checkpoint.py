@@ -223,6 +223,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return reader.whole("model/") | reader.whole("average/")
 
 
+def read_average(folder: Path) -> dict[str, Tensor]:
+    """Mean of the weights of the best validations' checkpoints below `folder`, as many as
+    `train.keep_best` kept; what is no floating number is the best one's.
+
+    Raises `ValueError` if fewer than two of them are there.
+    """
+    newest = find(folder, "last")
+    leaders = Reader(newest).state.get("leaders", [])
+    paths = [folder / f"step_{int(x['step'])}" for x in leaders]
+    missing = [path.name for path in paths if not (path / "state.json").is_file()]
+    if missing or len(paths) < 2:
+        raise ValueError(
+            f"checkpoint: {folder} has {len(paths)} checkpoints of the best validations, of which "
+            f"{', '.join(missing) or 'none'} is missing; want two or more to average: train with "
+            "train.keep_best of 2 or more and as many validations, or export the best one alone"
+        )
+    best = read_weights(paths[0])
+    sums = {k: v.double() for k, v in best.items() if v.is_floating_point()}
+    for path in paths[1:]:
+        weights = read_weights(path)
+        for name, total in sums.items():
+            total += weights[name]
+    return best | {k: (v / len(paths)).to(best[k].dtype) for k, v in sums.items()}
+
+
 def find(folder: Path, which: str) -> Path:
     """The newest checkpoint below `folder` ("last"), or that of the best validation ("best")."""
     known = steps(folder)

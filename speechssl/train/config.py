@@ -75,7 +75,10 @@ class TrainConfig:
     log_every: int = 20
     """Updates between lines of metrics.jsonl."""
     keep_checkpoints: int = 2
-    """Newest checkpoints to keep, besides the best one."""
+    """Newest checkpoints to keep, besides the best ones."""
+    keep_best: int = 1
+    """Checkpoints of the best validations to keep. `speechssl finetune --export average` gives the
+    mean of their weights (ML-SUPERB: of 5)."""
     best_metric: str = "loss"
     """Validation figure that says which checkpoint is the best."""
     best_is: Literal["lowest", "highest"] = "lowest"
@@ -105,7 +108,8 @@ class TrainConfig:
     """Also write TensorBoard events, where tensorboard is installed."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "save_every", "keep_checkpoints", "max_bad_updates"):
+        for name in ("steps", "log_every", "save_every", "keep_checkpoints", "keep_best",
+                     "max_bad_updates"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}: found {getattr(self, name)}, want at least 1")
         for name in ("valid_every", "clip_norm", "learning_rate", "stop_after", "spike_factor",

@@ -28,7 +28,8 @@ from speechssl.train.log import say
 FREE = {
     "output", "force", "probe_batches", "memory_gb", "export",
     "data.num_workers", "data.prefetch", "train.log_every",
-    "train.valid_every", "train.save_every", "train.keep_checkpoints", "train.tensorboard",
+    "train.valid_every", "train.save_every", "train.keep_checkpoints", "train.keep_best",
+    "train.tensorboard",
     "train.device", "train.parallel", "train.compile", "train.stop_after",
     "train.max_skip_fraction", "train.max_bad_updates", "train.spike_factor",
     "train.spike_after", "train.deterministic",
@@ -138,7 +139,7 @@ def branch(output: str | Path, source: str | Path, config: Any) -> None:
         before = yaml.safe_load((path.parent.parent / "config.yaml").read_text())
         old, new = ({"data": x.get("data")} for x in (before, to_dict(config)))
         values = json.loads((path / "state.json").read_text())
-        values |= {"best": None, "since_best": 0}
+        values |= {"best": None, "leaders": [], "since_best": 0}
         if _differing(flat(old), flat(new)):
             say(f"branch: other data than those of {path}; they are read from their start")
             values["positions"] = [None] * len(values["positions"])

@@ -19,8 +19,8 @@ class RunState:
 
     step: optimiser updates done. attempt: updates tried, those refused included; random numbers
     are drawn from it. position: of the data source on this rank. seen: utterances, seconds and
-    skipped utterances of all ranks. best: {"step", "value"} of the best validation; since_best:
-    validations since.
+    skipped utterances of all ranks. best: {"step", "value"} of the best validation; leaders: of
+    those that are kept, the best first; since_best: validations since the best.
     """
 
     step: int = 0
@@ -30,6 +30,7 @@ class RunState:
         default_factory=lambda: {"utterances": 0.0, "audio_seconds": 0.0, "skipped": 0.0}
     )
     best: dict[str, float] | None = None
+    leaders: list[dict[str, float]] = dataclasses.field(default_factory=list)
     since_best: int = 0
 
     def gather(self, sums: Sums) -> dict[str, Any]:
@@ -62,16 +63,20 @@ class RunState:
             )
         return state
 
-    def judge(self, value: float, best_is: str) -> bool:
-        """Note a validation figure; True if it is the best so far. One that is NaN never is."""
+    def judge(self, value: float, best_is: str, keep: int = 1) -> bool:
+        """Note a validation figure; True if it is among the best `keep`. One that is NaN never is,
+        and of equal ones the earlier is the better."""
         sign = 1 if best_is == "lowest" else -1
-        first = self.best is None and not math.isnan(value)
-        if first or (self.best and sign * value < sign * self.best["value"]):
-            self.best = {"step": self.step, "value": value}
-            self.since_best = 0
-            return True
         self.since_best += 1
-        return False
+        if math.isnan(value):
+            return False
+        new = {"step": self.step, "value": value}
+        # A checkpoint of before `leaders` were kept knows its best one alone.
+        known = self.leaders or ([self.best] if self.best else [])
+        self.leaders = sorted([*known, new], key=lambda x: sign * x["value"])[:keep]
+        if self.leaders[0] is new:
+            self.best, self.since_best = new, 0
+        return any(x is new for x in self.leaders)
 
 
 class Signals:

@@ -288,14 +288,14 @@ class Trainer:
             yield last, batch is not None
 
     def _validate_and_judge(self) -> bool:
-        """Validate; whether it is the best so far."""
+        """Validate; whether it is among the best so far that are kept."""
         line = {"step": self.state.step, "split": "valid", **self.validate()}
         self.journal.write(line)
         name = self.config.best_metric
         if name not in line:
             known = ", ".join(k for k in line if k not in ("step", "split"))
             raise ValueError(f"train.best_metric: found {name!r}, want one of: {known}")
-        return self.state.judge(float(line[name]), self.config.best_is)
+        return self.state.judge(float(line[name]), self.config.best_is, self.config.keep_best)
 
     def _stale(self) -> bool:
         return 0 < self.config.stop_after <= self.state.since_best
@@ -320,9 +320,10 @@ class Trainer:
         state = self.state.gather(self.sums) | {"guard": self.guard.state()}
         checkpoint.save(self.folder, self.state.step, tensors, state)
         if dist.is_main():
-            best = int(self.state.best["step"]) if self.state.best else None
+            best = [self.state.best] if self.state.best else []
+            kept = {int(x["step"]) for x in [*best, *self.state.leaders]}
             before_anneal = last_constant_step(self.config)
-            checkpoint.retain(self.folder, self.config.keep_checkpoints, best, before_anneal)
+            checkpoint.retain(self.folder, self.config.keep_checkpoints, *kept, before_anneal)
 
     def _save(self, final: bool) -> None:
         """Save; a failure ends the run only at its end, since going on loses nothing."""
@@ -359,8 +360,11 @@ class Trainer:
     def export_state(self, which: str = "last") -> dict[str, Tensor]:
         """Full weights and buffers on the CPU (a collective): averaged, if an average is kept.
 
-        which: "last", or "best" to read those of the best validation, if there was any.
+        which: "last"; "best" to read those of the best validation, if there was any; or "average",
+        of the checkpoints that `train.keep_best` kept.
         """
+        if which == "average":
+            return checkpoint.read_average(self.folder)
         best = self.state.best
         if which == "best" and best and int(best["step"]) != self.state.step:
             return checkpoint.read_weights(self.folder / f"step_{int(best['step'])}")

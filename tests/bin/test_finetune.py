@@ -73,6 +73,26 @@ def test_from_scratch_to_a_recogniser_with_its_tokenizer(config_file, tmp_path: 
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_the_mean_of_the_best_checkpoints_is_exported(config_file, tmp_path: Path, capsys) -> None:
+    run, out = tmp_path / "run", tmp_path / "x"
+    words = ["--config", str(config_file), *scratch(tmp_path), "--output", str(run),
+             "--train.steps", "4", "--train.valid_every", "1", "--train.best_metric", "loss",
+             "--train.schedule", "constant", "--export", "average"]  # fmt: skip
+    with pytest.raises(SystemExit):
+        finetune.main(words)
+    assert "train.keep_best 1" in capsys.readouterr().err
+    assert finetune.main([*words, "--train.keep_best", "2"]) == 0
+    assert export.main(["--checkpoint", str(run), "--which", "average", "--output", str(out)]) == 0
+    best = ["--checkpoint", str(run), "--which", "best", "--output", str(tmp_path / "best")]
+    assert export.main(best) == 0
+    ours, same, alone = (open_model(f).head.state_dict() for f in (run, out, tmp_path / "best"))
+    assert all(torch.equal(ours[k], same[k]) for k in ours)
+    assert not all(torch.equal(ours[k], alone[k]) for k in ours)
+    assert open_model(out).provenance["which"] == "average"
+    step = next((run / "checkpoints").glob("step_*"))
+    assert export.main(["--checkpoint", str(step), "--which", "average"]) == 2
+
+
 def test_from_a_pretrained_encoder_with_other_dropout(config_file, pretrained, tmp_path) -> None:
     run = tmp_path / "run"
     words = ["--config", str(config_file), "--init", str(pretrained), "--output", str(run),

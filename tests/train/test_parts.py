@@ -326,6 +326,21 @@ def test_a_validation_that_is_no_number_is_never_the_best(best_is: str, best: fl
     assert not only.judge(math.nan, best_is) and only.best is None and only.since_best == 1
 
 
+def test_the_best_validations_are_kept_in_order_and_of_equal_ones_the_earlier() -> None:
+    state = RunState()
+    kept = []
+    for step, value in enumerate((3.0, 2.0, 2.0, 4.0, 1.0), start=1):
+        state.step = step
+        kept.append(state.judge(value, "lowest", keep=2))
+    assert kept == [True, True, True, False, True]
+    assert [x["step"] for x in state.leaders] == [5, 2]
+    assert state.best == state.leaders[0] and state.since_best == 0
+    # A run that was begun before they were kept goes on from its best one.
+    older = RunState(step=7, best={"step": 4, "value": 1.5})
+    assert older.judge(2.0, "lowest", keep=2) and older.since_best == 1
+    assert [x["step"] for x in older.leaders] == [4, 7]
+
+
 def test_provenance_is_plain_and_names_versions() -> None:
     found = provenance(RunConfig(), 7)
     assert json.loads(json.dumps(found))["config"]["width"] == 3

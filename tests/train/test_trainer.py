@@ -280,6 +280,33 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert_close(best, kept, 0.0)
 
 
+def test_the_mean_of_the_best_validations_weights_is_exported(tmp_path: Path) -> None:
+    trainer = make(tmp_path, steps=9, save_every=100, valid_every=1, keep_checkpoints=1,
+                   keep_best=3)  # fmt: skip
+    trainer.fit()
+    folder = tmp_path / "checkpoints"
+    scores = {x["step"]: x["loss"] for x in metrics(tmp_path) if x["split"] == "valid"}
+    best = sorted(scores, key=lambda step: scores[step])[:3]
+    assert checkpoint.steps(folder) == sorted({*best, 9})
+    states = [checkpoint.read_weights(folder / f"step_{step}") for step in best]
+    got = trainer.export_state("average")
+    for name, tensor in got.items():
+        if tensor.is_floating_point():
+            want = torch.stack([s[name].double() for s in states]).mean(0)
+            torch.testing.assert_close(tensor.double(), want, rtol=1e-6, atol=1e-7)
+            assert tensor.dtype == states[0][name].dtype
+        else:
+            assert torch.equal(tensor, states[0][name])
+    assert any(not torch.equal(got[k], states[0][k]) for k in got)
+
+
+def test_averaging_without_checkpoints_to_average_is_refused(tmp_path: Path) -> None:
+    trainer = make(tmp_path, steps=3, valid_every=1)
+    trainer.fit()
+    with pytest.raises(ValueError, match=r"has 1 checkpoints of the best.*train\.keep_best"):
+        trainer.export_state("average")
+
+
 def test_stop_after_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
     result = make(tmp_path, steps=50, valid_every=2, best_is="highest", stop_after=3).fit()
     assert result.finished and result.step == 8
