@@ -40,8 +40,8 @@ class PositionalConv(nn.Module):
         weight = self.weight()
         if x.device.type == "cpu" and self.kernel % 2 == 0 and weight.shape[1] < 16:
             # A tap of zeros changes nothing but the kernel that is called: oneDNN's for AMX (torch
-            # 2.11 to 2.13) is wrong altogether in bfloat16 where fewer than 16 channels times an
-            # even number of taps are a multiple of 32.
+            # 2.13; pytorch issue 163347) is wrong altogether in bfloat16 where fewer than 16
+            # channels times an even number of taps are a multiple of 32.
             weight = F.pad(weight, (0, 1))
         y = F.conv1d(
             x.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups
