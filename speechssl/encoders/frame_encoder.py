@@ -51,6 +51,8 @@ class FrameEncoderConfig(EncoderConfig):
     """Samples per frame of the log-mel front end: 320 or 640."""
     mel_kernel: int = 5
     mel_norm: Literal["utterance", "global"] = "utterance"
+    """log_mel: utterance brings each band to mean 0 and variance 1 over the utterance, whose level
+    and much of whose voice are lost so; global scales all alike, as speech at large asks for."""
     input_dropout: float = 0.1
     conv_gradient_scale: float = 0.1
     """Factor of the gradient into the front end; 0 freezes it."""

@@ -19,6 +19,8 @@ WINDOW_SAMPLES = 400
 SHIFT_SAMPLES = 160
 FFT_SIZE = 512
 FLOOR = 1e-10
+MEAN, DEVIATION = -8.7, 5.3
+"""Of `LogMel`'s energies, over 90 recordings of six corpora of speech, silence included."""
 
 
 def mel_banks(bins: int, low_hz: float = 20.0, sample_rate_hz: int = 16000) -> Tensor:
@@ -113,7 +115,7 @@ class LogMelFrontEnd(nn.Module):
         the utterance.
     norm: "layer" over channels, or "group": each channel over the utterance's valid frames.
     mel_norm: "utterance", or "global": fixed mean and deviation held in the buffers `mel_mean`
-        and `mel_deviation`, which whoever makes the model fills.
+        and `mel_deviation`, at first `MEAN` and `DEVIATION` of every bin.
     """
 
     def __init__(
@@ -133,8 +135,8 @@ class LogMelFrontEnd(nn.Module):
         self.mel_norm = mel_norm
         self.log_mel = LogMel(bins)
         if mel_norm == "global":
-            self.register_buffer("mel_mean", torch.zeros(bins))
-            self.register_buffer("mel_deviation", torch.ones(bins))
+            self.register_buffer("mel_mean", torch.full((bins,), MEAN))
+            self.register_buffer("mel_deviation", torch.full((bins,), DEVIATION))
         self.layers = nn.ModuleList(
             SubsamplingLayer(bins if i == 0 else channels, channels, kernel, norm)
             for i in range(steps)

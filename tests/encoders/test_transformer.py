@@ -204,6 +204,23 @@ def test_layerdrop_skips_layers_in_training_only() -> None:
         assert not torch.equal(kept.layer(0), kept.layer(3))
 
 
+def test_normalised_over_utterances_the_level_of_log_mel_is_lost_and_globally_kept() -> None:
+    wave, lengths = 0.1 * torch.randn(2, 6000), torch.tensor([6000, 4000])
+    for norm, kept in (("utterance", False), ("global", True)):
+        model = small(front_end="log_mel", front_norm="layer", mel_norm=norm).eval()
+        with torch.no_grad():
+            soft, loud = model(0.1 * wave, lengths), model(wave, lengths)
+            alone = model(wave[1:, :4000], lengths[1:])
+        moved = (soft.last - loud.last).abs().max()
+        assert moved > 0.1 if kept else moved < 1e-3
+        frames = int(alone.lengths[0])
+        assert (loud.last[1, :frames] - alone.last[0, :frames]).abs().max() < 1e-5
+        rebuilt = small(front_end="log_mel", front_norm="layer", mel_norm=norm).eval()
+        rebuilt.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            assert torch.equal(rebuilt(wave, lengths).last, loud.last)
+
+
 @pytest.mark.parametrize("front_end", ["wave", "log_mel"])
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_bfloat16_autocast_stays_close_to_float32(front_end: Any, pre_norm: bool) -> None:
