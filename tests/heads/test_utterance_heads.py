@@ -30,8 +30,8 @@ from speechssl.model_file import open_model, save_model
 from speechssl.nn.adapters import AdapterConfig
 
 every = pytest.mark.parametrize("kind", KINDS, ids=kind_name)
-# Of float32 answers of size 1 behind some twenty norms.
-CLOSE = 3e-5
+# Of float32 answers of size 2 behind some twenty norms; CPUs round differently.
+CLOSE = 6e-5
 # A softmax over frames does not see what is added to all of them.
 SHIFTS = ("attention.outer.bias", "pool.outer.bias")
 
