@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -127,7 +128,8 @@ def _fused(paths: list[str], output: str) -> str:
 
 def _from_model(config: ExportConfig, source: str) -> str:
     from speechssl import load
-    from speechssl.hub.export import write
+    from speechssl.hub.export import output_layer, write
+    from speechssl.labels.stream import say
 
     output = config.output
     if config.form == "head":
@@ -151,11 +153,25 @@ def _from_model(config: ExportConfig, source: str) -> str:
         if not report.passed:
             raise ValueError("parity: the layers differ from the reference's; nothing was written")
     if config.form != "speechssl":
+        if model.head is not None and output_layer(model) is None:
+            kind = type(model.head).__name__
+            say(f"the head of {source}, a {kind}, is left out: form {config.form} has none such")
         return str(write(model, output, config.form, layers=config.layers))
     if config.checkpoint is not None:
         return _from_checkpoint(config, config.output)
+    if (Path(source) / "model.json").is_file():
+        return _copied(Path(source), Path(output))
     _write_own(model, output)
     return output
+
+
+def _copied(source: Path, output: Path) -> str:
+    """One of our own folders, whatever its head is, as it is."""
+    output.mkdir(parents=True, exist_ok=True)
+    if not output.samefile(source):
+        for name in ("model.safetensors", "model.json"):
+            shutil.copyfile(source / name, output / name)
+    return str(output)
 
 
 def _write_own(model: Any, output: str) -> None:

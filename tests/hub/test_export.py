@@ -15,6 +15,7 @@ from speechssl.data.text import tokenizer_from_texts
 from speechssl.encoders.graph import EncoderGraph
 from speechssl.encoders.transformer import TransformerConfig
 from speechssl.heads.asr_ctc import CtcConfig
+from speechssl.heads.classify import ClassifyConfig
 from speechssl.hub.export import write
 from speechssl.hub.graph import exported_program
 from speechssl.hub.model import Model
@@ -163,6 +164,28 @@ def test_a_head_that_others_do_not_have_is_refused(more: dict, tmp_path: Path) -
     model = _recogniser(tmp_path, **more)
     with pytest.raises(ValueError, match=f"other settings of {next(iter(more))} than"):
         write(model, tmp_path / "out", "transformers")
+
+
+def test_one_of_our_own_keeps_its_head_and_other_forms_say_that_they_do_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = ClassifyConfig(classes=["down", "up"]).build(SMALL.build())
+    own = {k: v for k, v in head.state_dict().items() if not k.startswith("encoder.")}
+    exp, out = tmp_path / "exp", tmp_path / "out"
+    save_model(exp, SMALL, head.encoder.state_dict(), head_config=head.config, head_state=own)
+    for _ in range(2):  # onto itself, too
+        assert main(["--model", str(exp), "--output", str(out)]) == 0
+        exp = out
+    found = speechssl.load(out).head
+    assert type(found) is type(head)
+    assert all(torch.equal(found.state_dict()[k], v) for k, v in head.state_dict().items())
+    assert "left out" not in capsys.readouterr().err
+    path = tmp_path / "x.pth"
+    assert main(["--model", str(exp), "--form", "torchaudio", "--output", str(path)]) == 0
+    assert f"a {type(head).__name__}, is left out" in capsys.readouterr().err
+    _recogniser(tmp_path / "wide", hidden="blstm", hidden_dim=8)
+    assert main(["--model", str(tmp_path / "wide"), "--output", str(tmp_path / "same")]) == 0
+    assert speechssl.load(tmp_path / "same").head is not None
 
 
 def test_torchaudio_form_opens_again(tmp_path: Path) -> None:
