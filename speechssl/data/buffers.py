@@ -21,6 +21,7 @@ NewArray = Callable[[int, int], np.ndarray]
 
 _ALIGN = 64
 _SMALLEST_CHUNK = 1 << 20
+_FEW = 4
 
 
 class Pool:
@@ -47,8 +48,8 @@ class Pool:
                 break
         if memory is None:
             memory = bytearray(size + size // 4)
-            # What lies free longest no longer fits what is asked for.
-            del self._free[: max(1, len(self._free) - self.most)]
+            # What lies free longest no longer fits what is asked for, unless there is little.
+            del self._free[: max(len(self._free) > _FEW, len(self._free) - self.most)]
         # numpy makes the array at the end of the chain the base of every view. That is this one,
         # since its memory is no array: it lives until the last view is gone.
         array = np.ndarray((rows, samples), dtype=np.float32, buffer=memory)

@@ -26,7 +26,7 @@ from speechssl.data.reader import (
     read_part,
     reads_exactly,
 )
-from speechssl.data.sampler import crop_start
+from speechssl.data.sampler import crop_start, padded_samples
 from speechssl.data.text import Tokenizer, UnknownCharacterError
 
 _SPEED_STREAM = 7  # of an utterance's seed; crops and mixing use others
@@ -125,6 +125,7 @@ class Collator:
 
     max_samples: longer cuts are cropped: at random, or in the middle where epoch is -1.
     untranscribed: with a tokenizer, "skip" or "keep" cuts without transcript.
+    few_shapes: pad batches to the lengths of `padded_samples`.
     """
 
     def __init__(
@@ -140,12 +141,14 @@ class Collator:
         mixtures: Mixtures | None = None,
         speeds: Sequence[float] = (),
         untranscribed: str = "skip",
+        few_shapes: bool = False,
     ) -> None:
         self.cuts, self.seed, self.hop_samples = cuts, seed, hop_samples
         self.max_samples = max_samples
         self.stores, self.tokenizer = stores or {}, tokenizer
         self.mixer, self.mixtures = mixer, mixtures
         self.speeds, self.untranscribed = tuple(speeds), untranscribed
+        self.few_shapes = few_shapes
         self.grid = _crop_grid(hop_samples, self.stores.values())
         self.pool = Pool()
 
@@ -198,7 +201,7 @@ class Collator:
         new: NewArray,
     ) -> tuple[list[_Row], np.ndarray]:
         """The usable rows and their (B, L) waves; adds each one's samples to `clean`."""
-        wave = new(len(rows), max((r.length for r in rows), default=0))
+        wave = new(len(rows), self._width(rows))
         kept: list[int] = []
         for i, row in enumerate(rows):
             try:
@@ -225,14 +228,17 @@ class Collator:
             kept.append(i)
         if len(kept) < len(rows):
             rows = [rows[i] for i in kept]
-            longest = max((r.length for r in rows), default=0)
-            smaller = new(len(kept), longest)
+            smaller = new(len(kept), self._width(rows))
             for i, place in enumerate(kept):
-                smaller[i] = wave[place, :longest]
+                smaller[i] = wave[place, : smaller.shape[1]]
             wave = smaller
         for i, row in enumerate(rows):
             clean[row.place] = wave[i, : row.length]
         return rows, wave
+
+    def _width(self, rows: Sequence[_Row]) -> int:
+        longest = max((r.length for r in rows), default=0)
+        return int(padded_samples(np.array(longest))) if self.few_shapes else longest
 
     def _targets(self, row: _Row) -> None:
         for name, store in self.stores.items():

@@ -21,7 +21,7 @@ from speechssl.data.index import SAMPLE_RATE, CutIndices, CutRecord
 from speechssl.data.label_store import LabelStore
 from speechssl.data.mixing import Mixer
 from speechssl.data.mixtures import Mixtures
-from speechssl.data.sampler import Plan, UpdateSampler, split_batches
+from speechssl.data.sampler import Plan, UpdateSampler, padded_samples, split_batches
 from speechssl.data.text import Tokenizer
 from speechssl.data.workers import read_in_workers
 
@@ -68,17 +68,21 @@ class SkipCounter:
             )
 
 
-def pass_batches(cuts: CutIndices, max_samples: int, longest: int | None) -> Iterator[np.ndarray]:
+def pass_batches(
+    cuts: CutIndices, max_samples: int, longest: int | None, few_shapes: bool = False
+) -> Iterator[np.ndarray]:
     """(B,) cut indices of each batch of one pass: long first inside windows; every rank's.
 
     max_samples: of a batch, padding included; an utterance above it is a batch of its own.
-    longest: samples after cropping.
+    longest: samples after cropping. few_shapes: as the Collator pads.
     """
     for begin in range(0, len(cuts), _PASS_WINDOW):
         members = np.arange(begin, min(begin + _PASS_WINDOW, len(cuts)))
         lengths = cuts.num_samples(members)
         if longest is not None:
             lengths = np.minimum(lengths, longest)
+        if few_shapes:
+            lengths = padded_samples(lengths)
         # Greedy from the longest; split_batches evens the batches out.
         for places in split_batches(lengths.tolist(), max_samples, 1)[0]:
             yield members[list(places)]
@@ -132,6 +136,7 @@ class CutSource:
             mixtures=Mixtures(config.mixtures, self.cuts) if config.mixtures else None,
             speeds=config.speeds if self.split == "train" else (),
             untranscribed=config.untranscribed,
+            few_shapes=True,
         )
 
     def _announce(self, counts: Mapping[str, int]) -> None:
@@ -181,7 +186,7 @@ class CutSource:
         the last may be a filler.
         """
         cap = round(self.config.max_batch_seconds * SAMPLE_RATE)
-        batches = pass_batches(self.cuts, cap, self._collator.max_samples)
+        batches = pass_batches(self.cuts, cap, self._collator.max_samples, few_shapes=True)
         items = _pass_tasks(batches, pad=True)
         config = self.config
         for result, _ in _results(self._collator, items, config.num_workers, config.prefetch):

@@ -15,6 +15,7 @@ from speechssl.data import loader
 from speechssl.data.config import DataConfig, MixingConfig
 from speechssl.data.label_store import LabelWriter
 from speechssl.data.loader import open_source, read_all
+from speechssl.data.sampler import padded_samples
 from speechssl.data.text import tokenizer_from_texts
 
 
@@ -151,12 +152,29 @@ def test_crops_start_where_labels_of_a_coarser_store_start(corpus: Corpus, tmp_p
 def test_padding_is_zero_and_unlabelled_and_utterance_labels_are_single(corpus: Corpus) -> None:
     for update in _take(_config(corpus), 10):
         for batch in update.batches:
-            assert batch.wave.shape[1] == batch.wave_lengths.max()
+            longest = batch.wave_lengths.max().numpy()
+            assert batch.wave.shape[1] == padded_samples(longest)
             for i, length in enumerate(batch.wave_lengths.tolist()):
                 assert not batch.wave[i, length:].any()
                 assert not batch.views["mixed"][i, length:].any()
                 assert (batch.targets["km"][i, -(-length // 320) :] == -100).all()
                 assert batch.targets["speaker"][i] == int(batch.ids[i][3:]) % 7
+
+
+def test_training_batches_have_few_shapes_within_the_cap_and_a_pass_for_features_none_added(
+    corpus: Corpus,
+) -> None:
+    lengths = np.arange(1, 300_000)
+    padded = padded_samples(lengths)
+    assert (lengths <= padded).all() and (padded < lengths + 4096).all()
+    assert (padded <= 1.125 * lengths).all() and (padded_samples(padded) == padded).all()
+    assert len(set(padded[8000:160_000].tolist())) < 50
+    config = _config(corpus, max_batch_seconds=4.0)
+    training = [b for update in _take(config, 10) for b in update.batches]
+    training += open_source(config, hop_samples=320, split="valid").one_pass()
+    assert all(b.wave.numel() <= 64000 for b in training if len(b) > 1)
+    read = list(read_all([corpus.path], max_batch_seconds=4.0))
+    assert all(b.wave.shape[1] == b.wave_lengths.max() for b in read)
 
 
 def test_transcripts_become_ragged_ids_and_are_never_cropped(

@@ -312,7 +312,7 @@ def test_a_cut_without_a_mixture_like_it_is_skipped_and_named(
     cuts[0]["recording"]["sources"][0]["source"] = str(tmp_path / "gone.flac")
     some = write_cuts(tmp_path / "cuts_some.jsonl.gz", cuts)
     source = open_source(_from_ready(corpus, some), hop_samples=320, split="valid")
-    seen = [name for batch in source.one_pass() for name in batch.ids]
+    seen = [name for batch in source.one_pass() if not batch.filler for name in batch.ids]
     names = [c["id"] for c in corpus.cuts]
     assert sorted(seen) == names[3:]
     told = {s.split(": ", 1)[0]: s.split(": ", 1)[1] for s in source.counter.skipped}

@@ -19,7 +19,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor
 from speechssl.bin.pretrain import PretrainConfig
 from speechssl.config import parse
 from speechssl.contract import IGNORE, Batch, Objective
+from speechssl.train.config import TrainConfig
 from speechssl.train.optim import build_optimizer
 from speechssl.train.parallel import scale_and_clip
 from speechssl.train.precision import autocast
@@ -103,8 +104,7 @@ def timed(step: Callable[[], None], device: str) -> float:
 
 def step_of(options: argparse.Namespace, name: str) -> tuple[Callable[[], None], int]:
     """A function that does one update of the objective of FOLDER/NAME.yaml; what it trains."""
-    path = options.folder / f"{name}.yaml"
-    config = parse(PretrainConfig, ["--config", str(path), "--output", "unused"])
+    config = configured(options.folder / f"{name}.yaml")
     wanted: Any = config.objective
     if options.layers:
         encoder = dataclasses.replace(wanted.encoder, layers=options.layers)
@@ -114,38 +114,61 @@ def step_of(options: argparse.Namespace, name: str) -> tuple[Callable[[], None],
         )
     torch.manual_seed(0)
     objective = wanted.build().to(options.device)
-    optimizer = build_optimizer(config.train, objective)
+    batch = make_batch(objective, wanted, options.utterances, options.seconds)
+    batch = batch.to(options.device)
+    update = updater(config.train, objective, options.device)
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    return lambda: update([batch]), trained
+
+
+def configured(path: Path) -> PretrainConfig:
+    return parse(PretrainConfig, ["--config", str(path), "--output", "unused"])
+
+
+def updater(
+    train: TrainConfig, objective: Objective, device: str
+) -> Callable[[Sequence[Batch]], None]:
+    """A function that does what the trainer does with the micro-batches of an update."""
+    optimizer = build_optimizer(train, objective)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    batch = make_batch(objective, wanted, options).to(options.device)
     done = 0
 
-    def step() -> None:
+    def update(batches: Sequence[Batch]) -> None:
         nonlocal done
         objective.train()
         optimizer.zero_grad(set_to_none=True)
-        with autocast(config.train.precision, torch.device(options.device).type):
-            loss = objective(batch)
-        loss.total.backward()
-        count = torch.as_tensor(loss.count, dtype=torch.float64).clamp(min=1)
-        norm = scale_and_clip(parameters, 1 / count, config.train.clip_norm, False)
+        count = torch.zeros((), dtype=torch.float64)
+        for batch in batches:
+            with autocast(train.precision, torch.device(device).type):
+                loss = objective(batch)
+            loss.total.backward()
+            count = count + torch.as_tensor(loss.count, dtype=torch.float64)
+        norm = scale_and_clip(parameters, 1 / count.clamp(min=1), train.clip_norm, False)
         optimizer.step()
         done += 1
         objective.after_update(done)
         if not float(norm) < float("inf"):  # as the trainer, which reads it of each update
-            raise SystemExit(f"{name}: found a gradient of norm {float(norm)} in step {done}")
+            raise SystemExit(f"found a gradient of norm {float(norm)} in step {done}")
 
-    return step, sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    return update
 
 
-def make_batch(objective: Objective, config: Any, options: argparse.Namespace) -> Batch:
-    """Noise, 10 % shorter or longer than `--seconds`, with random labels of all kinds."""
+def make_batch(objective: Objective, config: Any, utterances: int, seconds: float) -> Batch:
+    """Noise, 10 % shorter or longer than `seconds`, with random labels of all kinds."""
     random = torch.Generator().manual_seed(0)
-    shares = torch.linspace(0.9, 1.1, options.utterances)
-    lengths = (shares * options.seconds * 16000).long()
-    wave = torch.randn(options.utterances, int(lengths.max()), generator=random) * 0.1
-    wave *= torch.arange(wave.shape[1]) < lengths[:, None]
+    lengths = (torch.linspace(0.9, 1.1, utterances) * seconds * 16000).long()
+    return noise(objective, config, lengths, int(lengths.max()), random)
+
+
+def noise(
+    objective: Objective, config: Any, lengths: Tensor, samples: int, random: torch.Generator
+) -> Batch:
+    """lengths: (B,) samples of each utterance; samples: what they are padded to."""
+    wave = torch.randn(len(lengths), samples, generator=random) * 0.1
+    wave *= torch.arange(samples) < lengths[:, None]
     frames = objective.encoder.frame_lengths(lengths)
-    valid = torch.arange(int(frames.max())) < frames[:, None]
+    padded = int(objective.encoder.frame_lengths(torch.tensor([samples])))
+    valid = torch.arange(padded) < frames[:, None]
     targets: dict[str, Tensor] = {
         name: torch.randint(classes, valid.shape, generator=random).where(valid, IGNORE)
         for name, classes in (getattr(config, "classes", None) or {}).items()
@@ -155,8 +178,8 @@ def make_batch(objective: Objective, config: Any, options: argparse.Namespace) -
     targets["text"] = torch.randint(1, vocabulary, (int(tokens.sum()),), generator=random)
     targets["text_lengths"] = tokens
     mixed = wave + 0.05 * torch.randn(wave.shape, generator=random)
-    ids = tuple(f"noise-{i}" for i in range(options.utterances))
-    return Batch(wave, lengths, targets, {"mixed": mixed}, torch.arange(options.utterances), ids)
+    ids = tuple(f"noise-{i}" for i in range(len(lengths)))
+    return Batch(wave, lengths, targets, {"mixed": mixed}, torch.arange(len(lengths)), ids)
 
 
 if __name__ == "__main__":
