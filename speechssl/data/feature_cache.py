@@ -266,10 +266,13 @@ class FeatureCollator(Collator):
         if not rows:
             return self._feature_filler()
         width = self.cache.width
-        wave = torch.zeros(len(rows), max(map(len, features)) * width)
+        # As many frames as a batch of waves is padded to: what is drawn by shape is drawn alike.
+        samples = self._width(rows)
+        frames = max(self._whole_frames(samples), *map(len, features))
+        wave = torch.zeros(len(rows), frames * width)
         for out, values in zip(wave, features, strict=True):
             out[: values.numel()] = values.flatten()
-        targets = self._collate_targets(rows, max(r.length for r in rows))
+        targets = self._collate_targets(rows, samples)
         return Batch(
             wave=wave,
             wave_lengths=torch.tensor([x.numel() for x in features]),
@@ -280,9 +283,11 @@ class FeatureCollator(Collator):
         )
 
     def _frames(self, row: Any, entry: Entry, begin: int) -> int:
+        return max(1, min(entry.frames - begin, self._whole_frames(row.length)))
+
+    def _whole_frames(self, samples: int) -> int:
         meta = self.cache.meta
-        whole = (row.length - meta["receptive_field_samples"]) // meta["hop_samples"] + 1
-        return max(1, min(entry.frames - begin, whole))
+        return (samples - meta["receptive_field_samples"]) // meta["hop_samples"] + 1
 
     def _feature_filler(self) -> Batch:
         filler = self._filler()
@@ -321,6 +326,7 @@ class FeatureSource(CutSource):
             stores=plain.stores,
             tokenizer=plain.tokenizer,
             untranscribed=plain.untranscribed,
+            few_shapes=plain.few_shapes,
         )
         collator.cache = self.cache
         return collator
