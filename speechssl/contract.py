@@ -23,7 +23,7 @@ IGNORE = -100
 class Batch:
     """Some utterances, padded at the end to one length.
 
-    wave: (B, L) float32, zero behind each length. wave_lengths: (B,) samples.
+    wave: (B, L) float32, zero behind each length; L may exceed all. wave_lengths: (B,) samples.
     targets: name -> frame labels (B, T) int64 with IGNORE outside the utterance; utterance labels
         (B,), or (B, N) of a store with N values each; ragged text as "text" (sum of U,) with
         "text_lengths" (B,).
