@@ -241,7 +241,8 @@ class CtcHead(EncoderHead):
         read += [self.layer_sum.read(out, n) for n in intermediate]
         if self.config.standardise:
             padding = padding_mask(out.lengths, read[0].shape[1])
-            read = [normalise_frames(x, padding) for x in read]
+            # Masked frames, which only training has, would move the mean of all others.
+            read = [normalise_frames(x, padding, masks.get("mask")) for x in read]
         if self.training and seeds is not None:
             augment = self.config.spec_augment
             read = [spec_augment(x, out.lengths, seeds, augment) for x in read]

@@ -70,20 +70,25 @@ def mel_lengths(wave_lengths: Tensor) -> Tensor:
     return (wave_lengths - WINDOW_SAMPLES) // SHIFT_SAMPLES + 1
 
 
-def normalise_frames(x: Tensor, padding: Tensor | None) -> Tensor:
+def normalise_frames(x: Tensor, padding: Tensor | None, masked: Tensor | None = None) -> Tensor:
     """Subtract each channel's mean over valid frames and divide by its deviation: (B, M, F).
 
     padding: (B, M) bool, True on padding, None if there is none; those frames become 0.
+    masked: with padding, (B, M) bool, True on frames that are normalised too but do not count; all
+        of an utterance's count where none else is left.
     """
     if padding is None:
         centred = x - x.mean(1, keepdim=True)
         return centred * (centred.square().mean(1, keepdim=True) + 1e-5).rsqrt()
-    pad = padding[..., None]
-    count = (~pad).sum(1, keepdim=True)
-    mean = x.masked_fill(pad, 0).sum(1, keepdim=True) / count
-    centred = (x - mean).masked_fill(pad, 0)
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred * (variance + 1e-5).rsqrt()
+    pad = left_out = padding[..., None]
+    if masked is not None:
+        left_out = pad | masked[..., None]
+        left_out = torch.where(left_out.all(1, keepdim=True), pad, left_out)
+    count = (~left_out).sum(1, keepdim=True)
+    mean = x.masked_fill(left_out, 0).sum(1, keepdim=True) / count
+    centred = x - mean
+    variance = centred.masked_fill(left_out, 0).square().sum(1, keepdim=True) / count
+    return centred.masked_fill(pad, 0) * (variance + 1e-5).rsqrt()
 
 
 class SubsamplingLayer(nn.Module):

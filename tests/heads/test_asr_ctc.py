@@ -230,6 +230,19 @@ def test_masks_act_in_training_alone() -> None:
     assert model.eval()(data).total.item() == pytest.approx(plain.eval()(data).total.item())
 
 
+def test_masked_frames_do_not_count_where_frames_are_standardised() -> None:
+    model, data = head(standardise=True, mask_probability=0.5), batch()
+    found: list[torch.Tensor] = []
+    model.dropout.register_forward_hook(lambda module, inputs, output: found.append(inputs[0]))
+    model(data)
+    mask = model._masks(data.wave.shape[1], data.wave_lengths, data.seeds)["mask"]
+    lengths = model.encoder.frame_lengths(data.wave_lengths).tolist()
+    for x, hidden, length in zip(found[0], mask, lengths, strict=True):
+        seen, unseen = x[:length][~hidden[:length]], x[:length][hidden[:length]]
+        assert len(unseen) > 3 and seen.mean(0).abs().max() < 1e-4
+        assert unseen.mean(0).abs().max() > 0.1
+
+
 def test_what_spec_augment_hides_is_not_read_in_training_alone() -> None:
     masks = SpecAugmentConfig(frame_masks=40, frame_width=90)
     model, data = head(weighted_layers=True, spec_augment=masks), batch()

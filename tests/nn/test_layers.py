@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from speechssl.nn.attention import BiasGate, SelfAttention, plain_attention
 from speechssl.nn.linear import Linear
-from speechssl.nn.log_mel import LogMel
+from speechssl.nn.log_mel import LogMel, normalise_frames
 from speechssl.nn.positions import PositionalConv, RelativeBias, expand_offsets, relative_bucket
 from speechssl.nn.strided_conv import gelu_conv
 from speechssl.nn.wave_front import WaveFrontEnd
@@ -89,6 +89,20 @@ def test_the_positional_convolution_is_right_in_bfloat16(width: int, kernel: int
     got.square().mean().backward()
     for a, b in zip(grads, [p.grad for p in conv.parameters()]):
         assert b is not None and (a - b).norm() < 0.02 * a.norm()
+
+
+def test_masked_frames_are_normalised_by_what_the_others_have() -> None:
+    x, lengths = 3 + torch.randn(4, 9, 5), [9, 6, 4, 9]
+    padding = torch.arange(9) >= torch.tensor(lengths)[:, None]
+    masked = torch.rand(4, 9, generator=torch.Generator().manual_seed(0)) < 0.4
+    masked[2], masked[3] = True, False
+    got = normalise_frames(x, padding, masked)
+    for i, length in enumerate(lengths):
+        counted = x[i, :length] if masked[i, :length].all() else x[i, ~padding[i] & ~masked[i]]
+        deviation = (counted.var(0, correction=0) + 1e-5).sqrt()
+        torch.testing.assert_close(got[i, :length], (x[i, :length] - counted.mean(0)) / deviation)
+        assert not got[i, length:].any()
+    torch.testing.assert_close(got[2:], normalise_frames(x, padding)[2:])
 
 
 def test_buckets_are_those_of_wavlm() -> None:
