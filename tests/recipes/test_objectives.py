@@ -253,6 +253,25 @@ def test_a_gain_is_no_surer_than_the_test_utterances_allow() -> None:
         assert found.half == pytest.approx(0.05) and found.mark == mark
 
 
+def test_errors_are_compared_on_the_same_utterances(tmp_path: Path) -> None:
+    """Each result's own interval is wide; one word less in every utterance is a sure gain."""
+    f, found = figures(), []
+    for name, fewer in (("ours", 1), ("random", 0)):
+        lines = []
+        for n in range(20):
+            hyp = ["no"] * (2 + n % 5 - fewer) + ["yes"] * 9
+            lines.append({"id": f"u{n}", "ref": " ".join(["yes"] * 9), "hyp": " ".join(hyp)})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "hyp.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        counts = f.error_counts(tmp_path / name)["wer"]
+        assert counts["u7"] == (4 - fewer, 9)
+        rate = sum(e for e, _ in counts.values()) / 180
+        found.append({"wer": rate, "wer ci95": [0.0, 1.0], "wer by cut": counts})
+    gain = f.gain(found[:1], found[1:], "wer", -1)
+    assert gain.mean == pytest.approx(1 / 9) and gain.half < 1e-9 and gain.mark == ""
+    assert f.error_counts(tmp_path) == {}
+
+
 def test_rows_with_missing_seeds_say_so() -> None:
     f = figures()
     known = {"random": (0.5, 0.4, 0.3), "a": (0.6, None, 0.6), "b": (None,) * 3, "c": (0.1,) * 3}

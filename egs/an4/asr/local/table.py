@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "mini/objectives/local"))
-from figures import STANDS_ON, cell, interval, probed, read, table, training
+from figures import STANDS_ON, by_cut, cell, error_counts, interval, probed, read, table, training
 
 COLUMNS = {  # name -> (factor, digits)
     "native loss": (1, 3), "code perplexity": (1, 1), "RankMe": (1, 1), "PNMI": (1, 3),
@@ -66,6 +66,7 @@ def row(folder: Path, probe: str, frozen: str | None, tuned: str) -> dict:
         results = read(folder / place / "results.json")
         found[column] = results.get(measure)
         found[interval(column)] = results.get(f"{measure}_ci95")
+        found[by_cut(column)] = error_counts(folder / place).get(measure)
     return found
 
 

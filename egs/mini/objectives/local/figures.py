@@ -8,7 +8,9 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
+from speechssl.bin.score import read_hypotheses
 from speechssl.score.probe import interval as resampled
+from speechssl.score.wer import score_utterance
 
 STANDS_ON = {"discrete_bert": "vq_wav2vec", "continuous_bert": "vq_wav2vec"}
 PROBED = {  # column -> (what chooses the layer, what is shown of it)
@@ -21,13 +23,25 @@ WORSE, UNSURE = "†", "‡"
 LEGEND = (
     f"{WORSE} not better than random weights with every seed; {UNSURE} better with every seed, but "
     "the 95 % interval of the mean gain reaches 0 or is not known. The interval is the wider of "
-    "those over seeds (paired, Student's t) and over test utterances (phones: of the same ones; "
-    "else both results' own, as if independent); one seed without the second has none."
+    "those over seeds (paired, Student's t) and over test utterances (of the same ones where each "
+    "one's result is known; else both results' own, as if independent); one seed without the "
+    "second has none."
 )
 
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def error_counts(decode: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Of `wer` and `cer`, by utterance of a decoding: errors, and words or characters."""
+    if not (decode / "hyp.jsonl").is_file():
+        return {}
+    scored = [score_utterance(one) for one in read_hypotheses(decode / "hyp.jsonl")]
+    return {
+        "wer": {one.utterance.id: (one.words.errors, one.words.length) for one in scored},
+        "cer": {one.utterance.id: (one.characters.errors, one.characters.length) for one in scored},
+    }
 
 
 def training(folder: Path) -> dict:
@@ -89,7 +103,7 @@ def interval(name: str) -> str:
 
 
 def by_cut(name: str) -> str:
-    """Key of a row's points that were right, and points, of each test utterance."""
+    """Key of a row's points that were right (or errors), and points, of each test utterance."""
     return f"{name} by cut"
 
 

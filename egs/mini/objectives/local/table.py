@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from figures import STANDS_ON, interval, probed, read, table, training
+from figures import STANDS_ON, by_cut, error_counts, interval, probed, read, table, training
 
 COLUMNS = {  # name -> (factor, digits)
     "native loss": (1, 3), "code perplexity": (1, 1), "RankMe": (1, 1), "PNMI": (1, 3),
@@ -23,8 +23,10 @@ COMPARED = {"phones %": 1, "WER greedy %": -1, "WER beam %": -1}
 def row(seed: Path, name: str) -> dict:
     found = training(seed / name) | probed(seed / f"probe_{name}", "phone")
     for method in ("greedy", "beam"):
-        results, column = read(seed / f"asr_{name}/{method}/results.json"), f"WER {method} %"
+        folder, column = seed / f"asr_{name}/{method}", f"WER {method} %"
+        results = read(folder / "results.json")
         found |= {column: results.get("wer"), interval(column): results.get("wer_ci95")}
+        found[by_cut(column)] = error_counts(folder).get("wer")
     hubert = training(seed / "hubert")["step s"]
     if found["step s"] and hubert:
         found["step / HuBERT"] = found["step s"] / hubert
