@@ -155,7 +155,8 @@ def _from_model(config: ExportConfig, source: str) -> str:
     if config.form != "speechssl":
         if model.head is not None and output_layer(model) is None:
             kind = type(model.head).__name__
-            say(f"the head of {source}, a {kind}, is left out: form {config.form} has none such")
+            name = config.checkpoint or source
+            say(f"the head of {name}, a {kind}, is left out: form {config.form} has none such")
         return str(write(model, output, config.form, layers=config.layers))
     if config.checkpoint is not None:
         return _from_checkpoint(config, config.output)

@@ -64,8 +64,9 @@ class CtcConfig(HeadConfig):
     normalise_layers: bool = False
     """Bring each frame that is read to mean 0 and variance 1 first (not in SUPERB)."""
     standardise: bool = False
-    """Then bring each channel to mean 0 and variance 1 over the utterance. A linear output layer
-    learns from any encoder's channels alike then, however far from 0 they lie (not in SUPERB)."""
+    """Then bring each channel to mean 0 and variance 1 over the utterance, of which frames masked
+    in training do not count. A linear output layer learns from any encoder's channels alike then,
+    however far from 0 they lie (not in SUPERB)."""
     upsample: int = 1
     """Output frames per encoder frame; 2 for encoders of 25 frames per second. 0: as many as make
     50 frames per second or more, of any encoder."""

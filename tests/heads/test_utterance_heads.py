@@ -30,8 +30,8 @@ from speechssl.model_file import open_model, save_model
 from speechssl.nn.adapters import AdapterConfig
 
 every = pytest.mark.parametrize("kind", KINDS, ids=kind_name)
-# Of float32 answers of size 2 behind some twenty norms; CPUs round differently.
-CLOSE = 6e-5
+# Of float32 answers of size 1 behind some twenty norms.
+CLOSE = 3e-5
 # A softmax over frames does not see what is added to all of them.
 SHIFTS = ("attention.outer.bias", "pool.outer.bias")
 
@@ -68,12 +68,13 @@ def test_padding_and_what_it_holds_change_no_answer(kind: Any) -> None:
     head = build(kind).eval()
     data = batch()
     alone = torch.cat([answers(head, one(data, i)) for i in range(3)])
-    assert (answers(head, data) - alone).abs().max() < CLOSE
+    close = CLOSE * float(alone.detach().abs().max().clamp(min=1))
+    assert (answers(head, data) - alone).abs().max() < close
     for noise in (0.0, 7.0, float("nan")):
         longer = torch.nn.functional.pad(data.wave, (0, 1600))
         behind = torch.arange(longer.shape[1])[None] >= data.wave_lengths[:, None]
         changed = dataclasses.replace(data, wave=longer.masked_fill(behind, noise))
-        assert (answers(head, changed) - alone).abs().max() < CLOSE
+        assert (answers(head, changed) - alone).abs().max() < close
 
 
 @every

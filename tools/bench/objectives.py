@@ -148,7 +148,9 @@ def updater(
         done += 1
         objective.after_update(done)
         if not float(norm) < float("inf"):  # as the trainer, which reads it of each update
-            raise SystemExit(f"found a gradient of norm {float(norm)} in step {done}")
+            raise SystemExit(
+                f"{type(objective).__name__}: found a gradient of norm {float(norm)} in step {done}"
+            )
 
     return update
 
@@ -163,7 +165,8 @@ def make_batch(objective: Objective, config: Any, utterances: int, seconds: floa
 def noise(
     objective: Objective, config: Any, lengths: Tensor, samples: int, random: torch.Generator
 ) -> Batch:
-    """lengths: (B,) samples of each utterance; samples: what they are padded to."""
+    """Noise with random labels of all kinds. lengths: (B,) samples of each utterance; samples: what
+    they are padded to."""
     wave = torch.randn(len(lengths), samples, generator=random) * 0.1
     wave *= torch.arange(samples) < lengths[:, None]
     frames = objective.encoder.frame_lengths(lengths)
