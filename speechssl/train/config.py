@@ -11,7 +11,8 @@ class TrainConfig:
     """How to optimise; what to optimise is the objective's or the head's own configuration."""
 
     steps: int = 10_000
-    """Optimiser updates to make in all."""
+    """Optimiser updates to make in all; 0: only validate and export the model as it is built, to
+    compare with."""
     learning_rate: float = 5e-4
     """Peak learning rate."""
     schedule: Literal[
@@ -108,12 +109,12 @@ class TrainConfig:
     """Also write TensorBoard events, where tensorboard is installed."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "save_every", "keep_checkpoints", "keep_best",
+        for name in ("log_every", "save_every", "keep_checkpoints", "keep_best",
                      "max_bad_updates"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}: found {getattr(self, name)}, want at least 1")
-        for name in ("valid_every", "clip_norm", "learning_rate", "stop_after", "spike_factor",
-                     "cooldown_steps", "anneal_steps", "cycle_steps"):  # fmt: skip
+        for name in ("steps", "valid_every", "clip_norm", "learning_rate", "stop_after",
+                     "spike_factor", "cooldown_steps", "anneal_steps", "cycle_steps"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}: found {getattr(self, name)}, want 0 or more")
         used = self.warmup_fraction + (self.hold_fraction if self.schedule == "tri_stage" else 0)

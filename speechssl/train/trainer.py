@@ -107,10 +107,14 @@ class Trainer:
 
     def fit(self) -> FitResult:
         """Train to the last step, or to a signal; both end with a checkpoint."""
-        self.resume()
+        resumed = self.resume()
         self.journal.open(self.state.step)
         try:
             with self.signals:
+                if not self.config.steps and not resumed:
+                    if self.valid:
+                        self._validate_and_judge()
+                    self._save(final=True)
                 self._loop()
         finally:
             self.journal.close()
@@ -337,8 +341,8 @@ class Trainer:
         else:
             self.save_failed = False
 
-    def resume(self) -> None:
-        """Continue from the newest checkpoint of `output`, if there is one."""
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint of `output`; whether there is one."""
         if dist.is_main():
             self.output.mkdir(parents=True, exist_ok=True)
             checkpoint.sweep(self.folder)
@@ -346,7 +350,7 @@ class Trainer:
         found = checkpoint.steps(self.folder)
         newest = dist.broadcast_object(found[-1] if found else None)
         if newest is None:
-            return
+            return False
         reader = checkpoint.Reader(self.folder / f"step_{newest}")
         reader.read_into(self.objective.state_dict(), "model/")
         names = reader.names("optimizer/")
@@ -356,6 +360,7 @@ class Trainer:
         self.state = RunState.restore(reader.state, self.sums, str(reader.path))
         self.guard.load(reader.state["guard"])
         log.say(f"resuming from step {self.state.step} of {self.folder}")
+        return True
 
     def export_state(self, which: str = "last") -> dict[str, Tensor]:
         """Full weights and buffers on the CPU (a collective): averaged, if an average is kept.

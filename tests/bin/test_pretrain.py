@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -86,6 +87,22 @@ def test_pretraining_learns_and_exports_what_load_opens(config_file, tmp_path: P
     before = lines(tmp_path / "run")
     assert pretrain.main(["--config", str(tmp_path / "run" / "config.yaml")]) == 0
     assert (tmp_path / "run" / "model.json").is_file() and lines(tmp_path / "run") == before
+
+
+def test_no_update_exports_the_model_as_it_is_built(config_file, tmp_path: Path) -> None:
+    """Baselines: validated once, seeded by train.seed, and the same when it is run again."""
+    states = []
+    for name, *more in (("a",), ("b", "--train.seed", "2"), ("a",)):
+        run = tmp_path / name
+        assert pretrain.main(command(config_file, run, "--train.steps", "0", *more)) == 0
+        found = lines(run)
+        assert [(x["step"], x["split"]) for x in found] == [(0, "valid")]
+        assert found[0]["loss_nats"] > math.log(4)  # knows nothing of four classes
+        assert open_model(run).provenance["step"] == 0
+        states.append(open_model(run).encoder.state_dict())
+    first, other, again = states
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not all(torch.equal(first[k], other[k]) for k in first)
 
 
 def test_export_makes_the_same_files_of_a_checkpoint(config_file, tmp_path: Path) -> None:

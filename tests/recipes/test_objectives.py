@@ -73,11 +73,15 @@ def test_each_objective_gets_what_it_stands_on(notes: Path) -> None:
     training = [c for c in found if "bin.pretrain" in c]
     order = [c.split("--output exp/")[1].split()[0] for c in training]
     # The units come before what reads them, though they were not asked for.
-    wanted = ["hubert", "data2vec", "unispeech", "vq_wav2vec", "discrete_bert"]
+    wanted = ["hubert", "data2vec", "unispeech", "random_w2v_bert_conformer", "random_vq_wav2vec"]
+    wanted += ["vq_wav2vec", "discrete_bert", "random_discrete_bert"]
     assert order == [f"seed3/{name}" for name in wanted]
     by_name = dict(zip(order, training))
     for name, call in by_name.items():
-        assert "--data.seed 3 --train.seed 3 " in call and "--train.steps 7 " in call
+        untrained = "/random_" in name
+        assert "--data.seed 3 --train.seed 3 " in call
+        assert f"--train.steps {0 if untrained else 7} " in call
+        assert f"--config conf/{name.split('/')[1].removeprefix('random_')}.yaml" in call
         kmeans = "--data.labels.kmeans exp/km_mfcc/labels" in call
         assert kmeans == name.endswith("/hubert")
         assert ("--data.tokenizer exp/partly/letters.json" in call) == name.endswith("unispeech")
@@ -86,10 +90,11 @@ def test_each_objective_gets_what_it_stands_on(notes: Path) -> None:
         assert units == name.endswith("discrete_bert")
     # vq_wav2vec is no row of the table, so nothing else is done with it.
     tuned = [c.split("--output ")[1].split()[0] for c in found if "bin.finetune" in c]
-    rows = ["discrete_bert", "hubert", "data2vec", "unispeech", "random", "logmel"]
+    rows = ["discrete_bert", "hubert", "data2vec", "unispeech", *default("baselines")]
     assert tuned == [f"exp/seed3/asr_{name}" for name in rows]
     probed = [c for c in found if c.startswith("speechssl probe")]
-    assert len(probed) == 6
+    assert len(probed) == len(rows)
+    assert sum("--model exp/seed3/random_vq_wav2vec" in c for c in probed) == 1
     assert sum("--random conf/hubert.yaml --random_seed 3" in c for c in probed) == 1
     assert sum("--features logmel" in c for c in probed) == 1
     assert found[-2].startswith("python local/table.py") and "speechssl report" in found[-1]
@@ -118,7 +123,8 @@ def test_a_second_run_does_nothing_but_the_table(notes: Path) -> None:
 
 
 def test_an_objective_that_fails_is_named_and_the_others_go_on(notes: Path) -> None:
-    words = ("--objectives", "dinosr tera continuous_bert", "--seeds", "1 2", "--stage", "6")
+    words = ("--objectives", "dinosr tera continuous_bert", "--baselines", "random logmel",
+             "--seeds", "1 2", "--stage", "6")  # fmt: skip
     log = notes.parents[2] / "calls"
     log.with_name("calls.fail").write_text("bin.pretrain .*seed1/(vq_wav2vec|dinosr) ")
     done = run_recipe(notes / "run.sh", notes.parents[2] / "venv", *words)
@@ -144,7 +150,8 @@ def test_an_objective_that_fails_is_named_and_the_others_go_on(notes: Path) -> N
     [
         (("--objectives", "hubert nothing"), "found nothing, want names of conf/NAME.yaml"),
         (("--objectives", "finetune_logmel"), "found finetune_logmel"),
-        (("--baselines", "mfcc"), "found mfcc, want random or logmel"),
+        (("--baselines", "mfcc"), "found mfcc, want random, logmel or random_NAME"),
+        (("--baselines", "random_mfcc"), "found random_mfcc, want random"),
     ],
 )
 def test_unknown_names_stop_the_recipe_at_once(
@@ -282,6 +289,11 @@ def test_rows_with_missing_seeds_say_so() -> None:
     text = "Gain over random weights, x: not better with every seed: c (-30.0 ± 24.8); better, not "
     text += "beyond the interval: a (+20.0 ± 127.1); not known: b; with fewer seeds: a (2 of 3)."
     assert lines[-1] == text and f.LEGEND in lines
+    # Random weights of the same architecture come before those of another.
+    rows["random_c"] = [{"x": 0.09}] * 3
+    lines = f.table(rows, {"x": (100, 1)}, {"x": 1})
+    assert "| c | 10.0 ± 0.0 |" in lines and "| random_c | 9.0 ± 0.0 |" in lines
+    del rows["random_c"]
     # Without random weights there is nothing to compare with.
     del rows["random"]
     assert len(f.table(rows, {"x": (100, 1)}, {"x": 1})) == 5
@@ -302,10 +314,10 @@ def test_every_stage_runs_on_a_miniature_corpus(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = json.loads((folder / "exp/table.json").read_text())
-    assert list(rows) == ["hubert", "unispeech", "discrete_bert", "random", "logmel"]
+    assert list(rows) == ["hubert", "unispeech", "discrete_bert", *default("baselines")]
     for name, (row,) in rows.items():
         wanted = ["RankMe", "PNMI", "phones %", "speakers %", "WER greedy %", "WER beam %"]
-        if name not in ("random", "logmel"):
+        if name in ("hubert", "unispeech", "discrete_bert"):
             wanted += ["native loss", "step s", "step / HuBERT", "hours"]
         assert all(row[column] is not None for column in wanted), (name, row)
     assert rows["unispeech"][0]["code perplexity"] and rows["discrete_bert"][0]["code perplexity"]

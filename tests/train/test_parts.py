@@ -130,7 +130,7 @@ def test_a_warm_up_may_be_counted_in_updates() -> None:
         (INFINITE | {"constant_scale": 1.5}, "train.constant_scale"),
         ({"anneal_steps": 5}, "train.schedule: found linear"),
         ({"warmup_steps": 11, "steps": 10}, "train.warmup_steps: found 11"),
-        ({"steps": 0}, "train.steps"),
+        ({"steps": -1}, "train.steps"),
         ({"schedule": "tri_stage"}, "final_scale"),
         ({"schedule": "exponential"}, "more than 0 for exponential"),
         ({"schedule": "cyclic"}, "train.cycle_steps: found 0"),

@@ -19,7 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stage=1         # first stage
 stop_stage=10   # last stage
 objectives="hubert wavlm ils hubert_20ms mr_hubert unispeech_sat unispeech wav2vec2 wav2vec_aug w2v_bert w2v_bert_conformer bestrq bestrq_conformer data2vec data2vec2 data2vec_aqc dinosr tera vq_wav2vec discrete_bert continuous_bert"  # objectives: names of conf/NAME.yaml
-baselines="random logmel"  # rows beside them: random weights; log-mel frames
+baselines="random random_w2v_bert_conformer random_vq_wav2vec random_discrete_bert logmel"  # rows beside them: random weights, of hubert.yaml's encoder and of NAME.yaml's; log-mel frames
 seeds=1         # seeds of pretraining and fine-tuning, separated by blanks
 steps=500       # updates of pretraining, for each objective
 finetune_steps=1000  # updates of fine-tuning; fewer show who starts fast rather than who knows more
@@ -40,20 +40,25 @@ source local/objectives.sh
 train() { "$root/tools/shell/launch.sh" --nproc "$nproc" -- "$@"; }
 read -ra overridden <<<"$overrides"
 
-# Those that stand on another's outputs come second.
-first=() second=()
+is_objective() { grep -qs '^objective:' "conf/$1.yaml"; }
 for name in $objectives; do
-  grep -qs '^objective:' "conf/$name.yaml" || {
+  is_objective "$name" || {
     log "--objectives: found $name, want names of conf/NAME.yaml that have an objective"; exit 2
   }
-  if [[ -n $(stands_on "$name") ]]; then second+=("$name"); else first+=("$name"); fi
 done
-if ((${#second[@]})) && [[ " ${first[*]-} " != *" vq_wav2vec "* ]]; then first+=(vq_wav2vec); fi
 for name in $baselines; do
-  [[ $name == random || $name == logmel ]] || {
-    log "--baselines: found $name, want random or logmel"; exit 2
+  [[ $name == random || $name == logmel ]] || { [[ $name == random_* ]] && is_objective "${name#random_}"; } || {
+    log "--baselines: found $name, want random, logmel or random_NAME of conf/NAME.yaml"; exit 2
   }
 done
+
+# Those that stand on another's outputs come second.
+first=() second=()
+for name in $objectives $baselines; do
+  case $name in random | logmel) continue ;; esac
+  if [[ -n $(stands_on "${name#random_}") ]]; then second+=("$name"); else first+=("$name"); fi
+done
+if ((${#second[@]})) && [[ " ${first[*]-} " != *" vq_wav2vec "* ]]; then first+=(vq_wav2vec); fi
 
 train_cuts=$data/cuts_train.jsonl.gz
 valid_cuts=$data/cuts_valid.jsonl.gz
@@ -89,12 +94,13 @@ try() { # objective, seed, function: call it with both, unless something of them
   "$3" "$1" "$2" || failed+=("$2/$1")
 }
 
-pretrain() { # objective, seed
-  local dir=$exp/seed$2 on
-  on=$(stands_on "$1")
+pretrain() { # objective, seed; random_ before it: only its untrained model
+  local dir=$exp/seed$2 name=${1#random_} updates=$steps on
+  [[ $name == "$1" ]] || updates=0
+  on=$(stands_on "$name")
   if [[ -n $on && " ${failed[*]-} " == *" $2/$on "* ]]; then return 1; fi
   # A checkpoint is four times the model; the run is not continued once it is done.
-  pretrain_objective "$1" "conf/$1.yaml" "$dir/$on" "$2" "$dir/$1" --train.steps "$steps" \
+  pretrain_objective "$name" "conf/$name.yaml" "$dir/$on" "$2" "$dir/$1" --train.steps "$updates" \
     --train.keep_checkpoints 1 ${overridden[@]+"${overridden[@]}"}
 }
 

@@ -13,6 +13,8 @@ from speechssl.score.probe import interval as resampled
 from speechssl.score.wer import score_utterance
 
 STANDS_ON = {"discrete_bert": "vq_wav2vec", "continuous_bert": "vq_wav2vec"}
+SAME_ENCODER = {"bestrq_conformer": "w2v_bert_conformer"}
+"""Whose untrained encoder is that of another."""
 PROBED = {  # column -> (what chooses the layer, what is shown of it)
     "PNMI": ("pnmi", "pnmi"), "phones %": ("phone_dev_accuracy", "phone_accuracy"),
     "speakers %": ("speaker_dev_accuracy", "speaker_accuracy"),
@@ -25,7 +27,8 @@ LEGEND = (
     "the 95 % interval of the mean gain reaches 0 or is not known. The interval is the wider of "
     "those over seeds (paired, Student's t) and over test utterances (of the same ones where each "
     "one's result is known; else both results' own, as if independent); one seed without the "
-    "second has none."
+    "second has none. Random weights are those of the row random_NAME of the same architecture "
+    "where there is one, else of the row random."
 )
 
 
@@ -132,6 +135,16 @@ def gain(found: list[dict], random: list[dict], column: str, sign: int) -> Gain 
     return Gain(mean, half, WORSE if min(gains) <= 0 else "" if sure else UNSURE, len(gains))
 
 
+def is_baseline(name: str) -> bool:
+    return name.startswith("random") or name == "logmel"
+
+
+def random_of(rows: dict[str, list[dict]], name: str) -> list[dict]:
+    """The row of untrained weights to compare with: of the same architecture, if there is one."""
+    own = (f"random_{name}", f"random_{SAME_ENCODER.get(name)}")
+    return next((rows[one] for one in own if one in rows), rows["random"])
+
+
 def against_random(rows: dict[str, list[dict]], column: str, sign: int, factor: float) -> str:
     """Which rows are not better than random weights; rows: name -> row of each seed."""
     parts: dict[str, list[str]] = {
@@ -139,8 +152,8 @@ def against_random(rows: dict[str, list[dict]], column: str, sign: int, factor: 
         "not known": [], "with fewer seeds": [],
     }  # fmt: skip
     worse, unsure, unknown, fewer = parts.values()
-    for name in sorted(rows.keys() - {"random", "logmel"}):
-        one = gain(rows[name], rows["random"], column, sign)
+    for name in sorted(name for name in rows if not is_baseline(name)):
+        one = gain(rows[name], random_of(rows, name), column, sign)
         if one is None:
             unknown.append(name)
             continue
@@ -171,8 +184,8 @@ def table(
         cells = [name]
         for column, form in columns.items():
             one = None
-            if column in signs and name not in ("random", "logmel"):
-                one = gain(found, random, column, signs[column])
+            if column in signs and not is_baseline(name):
+                one = gain(found, random_of(rows, name), column, signs[column])
             cells.append(cell([v.get(column) for v in found], *form, one.mark if one else ""))
         lines.append("| " + " | ".join(cells) + " |")
     if signs:
