@@ -74,7 +74,7 @@ def test_each_objective_gets_what_it_stands_on(notes: Path) -> None:
     order = [c.split("--output exp/")[1].split()[0] for c in training]
     # The units come before what reads them, though they were not asked for.
     wanted = ["hubert", "data2vec", "unispeech", "random_w2v_bert_conformer", "random_vq_wav2vec"]
-    wanted += ["vq_wav2vec", "discrete_bert", "random_discrete_bert"]
+    wanted += ["vq_wav2vec", "discrete_bert", "random_discrete_bert", "random_continuous_bert"]
     assert order == [f"seed3/{name}" for name in wanted]
     by_name = dict(zip(order, training))
     for name, call in by_name.items():
@@ -87,7 +87,7 @@ def test_each_objective_gets_what_it_stands_on(notes: Path) -> None:
         assert ("--data.tokenizer exp/partly/letters.json" in call) == name.endswith("unispeech")
         assert ("[exp/partly/cuts_train.jsonl.gz]" in call) == name.endswith("unispeech")
         units = "--objective.units exp/seed3/vq_wav2vec" in call
-        assert units == name.endswith("discrete_bert")
+        assert units == name.endswith(("discrete_bert", "continuous_bert"))
     # vq_wav2vec is no row of the table, so nothing else is done with it.
     tuned = [c.split("--output ")[1].split()[0] for c in found if "bin.finetune" in c]
     rows = ["discrete_bert", "hubert", "data2vec", "unispeech", *default("baselines")]

@@ -6,7 +6,7 @@
 # the same encoder with random weights and one on log-mel frames; probes every layer on speakers
 # that training has not heard; and writes one table, mean and deviation over seeds.
 #
-#   ./run.sh --seeds "1 2 3"                              # all: by estimate 6 hours on two cores
+#   ./run.sh --seeds "1 2 3"                              # all: by estimate 7 hours on two cores
 #   ./run.sh --objectives "hubert data2vec" --steps 300   # some, for less
 #
 # discrete_bert and continuous_bert read the units of vq_wav2vec of the same seed, which is then
@@ -19,7 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stage=1         # first stage
 stop_stage=10   # last stage
 objectives="hubert wavlm ils hubert_20ms mr_hubert unispeech_sat unispeech wav2vec2 wav2vec_aug w2v_bert w2v_bert_conformer bestrq bestrq_conformer data2vec data2vec2 data2vec_aqc dinosr tera vq_wav2vec discrete_bert continuous_bert"  # objectives: names of conf/NAME.yaml
-baselines="random random_w2v_bert_conformer random_vq_wav2vec random_discrete_bert logmel"  # rows beside them: random weights, of hubert.yaml's encoder and of NAME.yaml's; log-mel frames
+baselines="random random_w2v_bert_conformer random_vq_wav2vec random_discrete_bert random_continuous_bert logmel"  # rows beside them: random weights, of hubert.yaml's encoder and of NAME.yaml's; log-mel frames
 seeds=1         # seeds of pretraining and fine-tuning, separated by blanks
 steps=500       # updates of pretraining, for each objective
 finetune_steps=1000  # updates of fine-tuning; fewer show who starts fast rather than who knows more
