@@ -107,6 +107,11 @@ def step_of(options: argparse.Namespace, name: str) -> tuple[Callable[[], None],
     config = configured(options.folder / f"{name}.yaml")
     wanted: Any = config.objective
     if options.layers:
+        if "layers" not in {f.name for f in dataclasses.fields(wanted.encoder)}:
+            raise SystemExit(
+                f"--layers: found {name}, whose {type(wanted.encoder).__name__} has no option "
+                "`layers`; want --objectives without it"
+            )
         encoder = dataclasses.replace(wanted.encoder, layers=options.layers)
         fewer = {"target_layers": min(options.layers, getattr(wanted, "target_layers", 0))}
         wanted = dataclasses.replace(
