@@ -106,7 +106,8 @@ class Trainer:
     # --- the loop ---------------------------------------------------------------------------
 
     def fit(self) -> FitResult:
-        """Train to the last step, or to a signal; both end with a checkpoint."""
+        """Train to the last step, or to a signal; both end with a checkpoint. Of no steps at all:
+        validate and save what was built."""
         resumed = self.resume()
         self.journal.open(self.state.step)
         try:

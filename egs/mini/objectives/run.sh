@@ -107,6 +107,7 @@ pretrain() { # objective, seed; random_ before it: only its untrained model
 finetune() { # objective or baseline, seed
   local dir=$exp/seed$2 start=(--config ../ssl/conf/finetune.yaml)
   case $1 in
+    # With the dropout that suits it; random_NAME is fine-tuned just as NAME.
     random) start+=(--config ../ssl/conf/scratch.yaml) ;;
     logmel) start=(--config conf/finetune_logmel.yaml) ;;
     *) start+=(--init "$dir/$1") ;;
